@@ -1,0 +1,21 @@
+"""Randomness as a function of names: a run does not depend on time, batch size, world size or where it was interrupted."""
+
+import hashlib
+
+import numpy as np
+
+
+def stream(kind: str, seed: int, *names: str | int) -> np.random.Generator:
+    """The NumPy Philox generator keyed by blake2b-128 of (kind, seed, names).
+
+    Kinds in use: order(epoch); time, noise, crop, flip, caption(group, draw), noise also with the image id where it is
+    independent within a group; sampling(prompt, index); world, caption for the embedded world.
+    """
+    text = "\x1f".join([kind, str(seed), *map(str, names)])
+    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def normal(kind: str, seed: int, *names: str | int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers of a stream, float32, of the given shape."""
+    return stream(kind, seed, *names).standard_normal(shape, dtype=np.float32)

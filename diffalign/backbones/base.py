@@ -1,0 +1,79 @@
+"""What a backbone is, and the one function through which policy and reference both go."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.diffusion import Noised, Process
+
+Conditioning = dict[str, Tensor]
+
+
+class Backbone(ABC):
+    """A model family's calling convention around one denoiser: its encoders, its latents, its pipeline.
+
+    One final subclass a family. It never hears of pairs. `family` is its name, `part` the folder of the denoiser in
+    diffusers' layout ("unet" or "transformer"), `targets` the modules that a LoRA adapts unless told otherwise.
+    """
+
+    family: ClassVar[str]
+    part: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]]
+    process: Process
+    denoiser: nn.Module
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of a picture; raises InputError on a size the model cannot divide."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """What the denoiser is told of each prompt; the first axis of every tensor is the prompt."""
+
+    @abstractmethod
+    def encode_negative(self) -> Conditioning:
+        """What the denoiser is told in the unconditional branch of guidance, one row, as the family's pipeline does."""
+
+    @abstractmethod
+    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+        """What the denoiser is told of sizes and crops, one row per (height, width) of `original`; {} for most families."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels in [-1, 1], (images, 3, height, width) -> latents, the posterior mean, scaled as the denoiser expects."""
+
+    @abstractmethod
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Latents -> pixels in [-1, 1]."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output at (x_t, t): the family's calling convention and nothing else; t as `Process` has it."""
+
+    @abstractmethod
+    def pipeline(self, denoiser: nn.Module) -> Any:
+        """A diffusers pipeline around `denoiser`, for sampling elsewhere and for export."""
+
+
+def errors(backbone: Backbone, denoiser: nn.Module, noised: Noised, conditioning: Conditioning) -> Tensor:
+    """e = mean over channels and pixels of (prediction - target)^2, (images,).
+
+    Policy and reference both go through here, so both sides of a difference are rounded alike. float32, or float64 where the
+    network is; prediction and target are cast before they are subtracted.
+    """
+    return residuals(backbone, denoiser, noised, conditioning).square().flatten(1).mean(1)
+
+
+def residuals(backbone: Backbone, denoiser: nn.Module, noised: Noised, conditioning: Conditioning) -> Tensor:
+    """prediction - target, (images, c, h, w), in float32 (float64 where the network is)."""
+    output = backbone.predict(denoiser, noised.x_t, noised.t, conditioning)
+    wide = torch.float64 if output.dtype == torch.float64 else torch.float32
+    return backbone.process.express(output.to(wide), noised) - noised.target.to(wide)
+
+
+def select(conditioning: Conditioning, rows: Tensor) -> Conditioning:
+    """The rows of a conditioning, in the order asked for."""
+    return {name: value[rows] for name, value in conditioning.items()}

@@ -42,6 +42,8 @@ MIX = (((1, "compositional"),) * 7 + ((1, "short"), (1, "sentences"), (2, "compo
     ((1, "compositional"),) * 7 + ((1, "sentences"), (2, "short"), (2, "sentences"))
 )
 OPENINGS = ("", "", "a picture of ", "an image of ")
+
+
 def caption(scene: Scene, length: str, rng: np.random.Generator) -> str:
     """A true caption of the scene, at most 30 tokens; `length` short, compositional or sentences, else ValueError."""
     if length not in LENGTHS:

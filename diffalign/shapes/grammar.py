@@ -24,7 +24,8 @@ RELATION_PHRASES = {
 _OTHER = "a an . and there is it the of picture image first second on with against background shape"
 _PLACES = {phrase: place for place, options in PLACE_PHRASES.items() for phrase in options}
 _RELATIONS = {phrase: relation for relation, options in RELATION_PHRASES.items() for phrase in options}
-WORDS = tuple(sorted({*SHAPES, *COLOURS, *BACKGROUNDS, *SIZES, *FILLS, *" ".join([_OTHER, *_PLACES, *_RELATIONS]).split()}))
+_ATTRIBUTES = {*SHAPES, *COLOURS, *BACKGROUNDS, *SIZES, *FILLS}
+WORDS = tuple(sorted(_ATTRIBUTES | set(" ".join([_OTHER, *_PLACES, *_RELATIONS]).split())))
 
 
 @dataclass(frozen=True)

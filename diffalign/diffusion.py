@@ -1,7 +1,7 @@
 """Forward processes: whoever draws the noise returns the target.
 
-A process turns clean latents, noise and time into `Noised`: the noisy input *and* what the denoiser should say of it, made in
-one call, so that they cannot come from different draws.
+A process turns clean latents, noise and time into `Noised`: the noisy input *and* what the denoiser should say of it,
+made in one call, so that they cannot come from different draws.
 """
 
 import functools
@@ -57,7 +57,8 @@ class Process(ABC):
 def alphas_cumprod(schedule: str, start: float, end: float, steps: int, zero_terminal_snr: bool) -> np.ndarray:
     """Cumulative product of 1 - beta per step, float64, (steps,); the schedules are those of diffusers by name.
 
-    `zero_terminal_snr` shifts and scales sqrt(alpha-bar) so that the last step is pure noise (arXiv 2305.08891, algorithm 1).
+    `zero_terminal_snr` shifts and scales sqrt(alpha-bar) so that the last step is pure noise (arXiv 2305.08891,
+    algorithm 1).
     """
     if schedule == "linear":
         betas = np.linspace(start, end, steps)
@@ -156,7 +157,7 @@ class Flow(Process):
 
 
 class TimeLaw(ABC):
-    """How often each time is drawn: u uniform in (0, 1) -> quantile in (0, 1); subclasses are final frozen dataclasses."""
+    """How often each time is drawn: u uniform in (0, 1) -> quantile in (0, 1); subclasses are final."""
 
     @abstractmethod
     def __call__(self, u: Tensor) -> Tensor:

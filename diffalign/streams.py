@@ -1,4 +1,4 @@
-"""Randomness as a function of names: a run does not depend on time, batch size, world size or where it was interrupted."""
+"""Randomness as a function of names: a run depends neither on batch and world size nor on where it was cut."""
 
 import hashlib
 

@@ -1,7 +1,9 @@
 """What a backbone is, and the one function through which policy and reference both go."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +12,16 @@ from torch import Tensor, nn
 from diffalign.diffusion import Noised, Process
 
 Conditioning = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A sampler at work: times as the denoiser expects them, scale of the first noise, input scaling, step."""
+
+    timesteps: Tensor
+    sigma: float | Tensor
+    scale: Callable[[Tensor, Tensor], Tensor]
+    step: Callable[..., Any]
 
 
 class Backbone(ABC):
@@ -27,7 +39,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a picture; raises InputError on a size the model cannot divide."""
+        """(channels, height, width) of a picture's latents; raises InputError on a size the model cannot divide."""
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -39,11 +51,13 @@ class Backbone(ABC):
 
     @abstractmethod
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
-        """What the denoiser is told of sizes and crops, one row per (height, width) of `original`; {} for most families."""
+        """What the denoiser is told of sizes and crops, one row per (height, width) of `original`; {} for most
+        families.
+        """
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels in [-1, 1], (images, 3, height, width) -> latents, the posterior mean, scaled as the denoiser expects."""
+        """Pixels in [-1, 1], (images, 3, height, width) -> posterior mean, scaled as the denoiser expects."""
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -51,7 +65,25 @@ class Backbone(ABC):
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's output at (x_t, t): the family's calling convention and nothing else; t as `Process` has it."""
+        """The denoiser's output at (x_t, t): the family's calling convention and nothing else; t as the denoiser
+        expects it.
+        """
+
+    @abstractmethod
+    def native_size(self) -> int:
+        """Height and width in pixels that the model draws by itself."""
+
+    @abstractmethod
+    def solver(self, steps: int, latent_shape: tuple[int, int, int]) -> Solver:
+        """The model's own diffusers scheduler, fresh, its timesteps set."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path, layers: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Write `pytorch_lora_weights.safetensors` in diffusers' layout; without the metadata alpha would be lost."""
+
+    @abstractmethod
+    def load_lora(self, file: Path) -> None:
+        """Put an adapter file on the denoiser; raises InputError where it does not fit."""
 
     @abstractmethod
     def pipeline(self, denoiser: nn.Module) -> Any:
@@ -61,15 +93,16 @@ class Backbone(ABC):
 def errors(backbone: Backbone, denoiser: nn.Module, noised: Noised, conditioning: Conditioning) -> Tensor:
     """e = mean over channels and pixels of (prediction - target)^2, (images,).
 
-    Policy and reference both go through here, so both sides of a difference are rounded alike. float32, or float64 where the
-    network is; prediction and target are cast before they are subtracted.
+    Policy and reference both go through here, so both sides of a difference are rounded alike. float32, or float64
+    where the network is; prediction and target are cast before they are subtracted.
     """
     return residuals(backbone, denoiser, noised, conditioning).square().flatten(1).mean(1)
 
 
 def residuals(backbone: Backbone, denoiser: nn.Module, noised: Noised, conditioning: Conditioning) -> Tensor:
     """prediction - target, (images, c, h, w), in float32 (float64 where the network is)."""
-    output = backbone.predict(denoiser, noised.x_t, noised.t, conditioning)
+    time = backbone.process.model_time(noised.t)
+    output = backbone.predict(denoiser, noised.x_t, time, conditioning)
     wide = torch.float64 if output.dtype == torch.float64 else torch.float32
     return backbone.process.express(output.to(wide), noised) - noised.target.to(wide)
 

@@ -1,0 +1,104 @@
+"""What the families share in reading a pipeline: no guess from names, no network, no pickle."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from diffalign import weights
+from diffalign.backbones.base import Solver
+from diffalign.diffusion import VP
+from diffalign.records import InputError
+
+P = TypeVar("P")
+
+
+def read_pipeline(kind: type[P], folder: Path, dtype: torch.dtype, device: torch.device) -> P:
+    """The pipeline in a local folder, frozen, in eval mode, its components that the index gives as null left out.
+
+    Raises InputError naming the folder where a component is missing, truncated or not in safetensors.
+    """
+    index = weights.index(folder)
+    absent = {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        # pickles are refused, not preferred against: use_safetensors=True raises where only a .bin file is there
+        pipe = kind.from_pretrained(
+            folder, **absent, dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}: cannot be loaded as {kind.__name__}: {str(error).splitlines()[0][:160]}") from None
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            weights.settle(module.eval().requires_grad_(False)).to(device)
+    return pipe
+
+
+def process_of(config: Any) -> VP:
+    """The forward process that a VP scheduler's config describes; raises InputError on one that we do not know."""
+    try:
+        return VP(
+            schedule=config.beta_schedule,
+            beta_start=config.beta_start,
+            beta_end=config.beta_end,
+            steps=config.num_train_timesteps,
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+            network=config.prediction_type,
+            prediction=config.prediction_type,
+        )
+    except ValueError as error:
+        raise InputError(f"scheduler config: {error}") from None
+
+
+def shape_of(height: int, width: int, channels: int, factor: int, multiple: int) -> tuple[int, int, int]:
+    """(channels, height / factor, width / factor); raises InputError on a size that `multiple` does not divide."""
+    if height <= 0 or width <= 0 or height % multiple or width % multiple:
+        raise InputError(f"size {height}x{width}: this model draws multiples of {multiple} pixels")
+    return channels, height // factor, width // factor
+
+
+def vp_solver(scheduler: Any, steps: int, device: torch.device) -> Solver:
+    """A fresh copy of a variance-preserving scheduler, ready to run."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps, device=device)
+    return Solver(fresh.timesteps, fresh.init_noise_sigma, fresh.scale_model_input, fresh.step)
+
+
+def flow_solver(scheduler: Any, steps: int, patches: int, device: torch.device) -> Solver:
+    """A fresh copy of a flow scheduler, ready to run, shifted for so many patches where it shifts by size."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps, device=device, **_dynamic_shift(fresh.config, patches))
+    return Solver(fresh.timesteps, 1.0, lambda x, t: x, fresh.step)
+
+
+def _dynamic_shift(config: Any, patches: int) -> dict[str, float]:
+    """The `mu` that a flow scheduler with dynamic shifting wants, linear in the patches between its two anchors."""
+    if not config.get("use_dynamic_shifting", False):
+        return {}
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+    return {"mu": config.get("base_shift", 0.5) + slope * (patches - low)}
+
+
+def read_lora(pipe: Any, file: Path, part: str) -> None:
+    """Put an adapter file in diffusers' layout on a pipeline's denoiser.
+
+    Raises InputError where the file is damaged, is of another part than `part`, or does not fit the network.
+    """
+    try:
+        keys = list(safe_open(file, "pt").keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: is not a whole safetensors file ({str(error)[:80]})") from None
+    if not any(key.startswith(f"{part}.") for key in keys):
+        raise InputError(f"{file}: adapts {keys[0].split('.')[0]!r}, but this model's denoiser is its {part}")
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{file}: does not fit this model ({str(error).splitlines()[0][:160]})") from None
+    weights.settle(pipe.components[part])

@@ -1,0 +1,76 @@
+"""Stable Diffusion XL: a UNet told of pooled text and of sizes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from diffalign.backbones.base import Backbone, Conditioning, Solver
+from diffalign.backbones.loading import process_of, read_lora, read_pipeline, shape_of, vp_solver
+from diffalign.diffusion import VP
+
+
+@final
+class SDXL(Backbone):
+    """predict(x_t, t) = UNet(x_t, t; both encoders' penultimate states, pooled state of the second, six sizes)."""
+
+    family = "sdxl"
+    part = "unet"
+    targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.pipe = read_pipeline(StableDiffusionXLPipeline, folder, dtype, device)
+        self.denoiser: nn.Module = self.pipe.unet
+        self.process: VP = process_of(self.pipe.scheduler.config)
+        # fp16 activations of this autoencoder overflow to NaN, so it stays in float32 whatever the denoiser runs in
+        self.pipe.vae.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        multiple = self.pipe.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+        return shape_of(height, width, self.denoiser.config.in_channels, self.pipe.vae_scale_factor, multiple)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds, "pooled": pooled}
+
+    @torch.no_grad()
+    def encode_negative(self) -> Conditioning:
+        _, embeds, _, pooled = self.pipe.encode_prompt([""], do_classifier_free_guidance=True)
+        return {"prompt_embeds": embeds, "pooled": pooled}
+
+    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+        return {"time_ids": torch.tensor([(*size, 0, 0, *target) for size in original], dtype=self.denoiser.dtype)}
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        mean = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist.mode()
+        return mean * self.pipe.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
+        return self.pipe.vae.decode(scaled, return_dict=False)[0]
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
+        embeds = conditioning["prompt_embeds"]
+        return denoiser(x_t, t, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False)[0]
+
+    def native_size(self) -> int:
+        return self.denoiser.config.sample_size * self.pipe.vae_scale_factor
+
+    def solver(self, steps: int, latent_shape: tuple[int, int, int]) -> Solver:
+        return vp_solver(self.pipe.scheduler, steps, self.denoiser.device)
+
+    def save_lora(self, folder: Path, layers: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.pipe.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
+
+    def load_lora(self, file: Path) -> None:
+        read_lora(self.pipe, file, self.part)
+
+    def pipeline(self, denoiser: nn.Module) -> StableDiffusionXLPipeline:
+        return type(self.pipe)(**{**self.pipe.components, "unet": denoiser})

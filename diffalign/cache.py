@@ -1,0 +1,74 @@
+"""What never changes is computed once: latents per unique image, conditioning per unique prompt, memory-mapped."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffalign import checkpoint
+
+FORMAT = 1
+
+
+class Store:
+    """Named float arrays with one row per id, memory-mapped from `folder`; `rows(ids)` reads them as tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        self._row = {name: i for i, name in enumerate(index["ids"])}
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in index["arrays"]}
+
+    def rows(self, ids: Sequence[str]) -> dict[str, Tensor]:
+        """The rows of the ids, in their order, one tensor per array."""
+        wanted = [self._row[name] for name in ids]
+        return {name: torch.from_numpy(np.ascontiguousarray(array[wanted])) for name, array in self._arrays.items()}
+
+
+def fill(
+    folder: Path,
+    key: Mapping[str, object],
+    ids: Sequence[str],
+    compute: Callable[[Sequence[str]], dict[str, Tensor]],
+    batches: Callable[[Sequence[str]], Iterable[Sequence[str]]],
+) -> Store:
+    """The store of `ids` under `key`; computed batch by batch where it is not there, whole or not at all.
+
+    `compute` gives one tensor per array for a batch of ids; rows are kept in the dtype it gives (float64 or float32).
+    `batches` cuts the ids (and may show progress).
+    """
+    wanted = {"format": FORMAT, "key": dict(key), "ids": list(ids)}
+    path = folder / "index.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if {k: found.get(k) for k in wanted} == wanted:
+            return Store(folder)
+        shutil.rmtree(folder)
+    temporary = checkpoint.scratch(folder)
+    arrays: dict[str, np.memmap] = {}
+    start = 0
+    for batch in batches(ids):
+        for name, value in compute(batch).items():
+            rows = (value if value.dtype == torch.float64 else value.float()).cpu().numpy()
+            if name not in arrays:
+                shape = (len(ids), *rows.shape[1:])
+                arrays[name] = np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", rows.dtype, shape)
+            arrays[name][start : start + len(rows)] = rows
+        start += len(batch)
+    for array in arrays.values():
+        array.flush()
+    (temporary / "index.json").write_text(json.dumps(wanted | {"arrays": sorted(arrays)}))
+    checkpoint.publish(folder, temporary)
+    return Store(folder)
+
+
+def cut(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The ids in runs of `size`, never a last run of one beside others: a batch of one rounds otherwise."""
+    ends = list(range(0, len(ids), size))
+    if len(ids) > 1 and len(ids) - ends[-1] == 1:
+        ends = ends[:-1]
+    for i, start in enumerate(ends):
+        yield ids[start : ends[i + 1] if i + 1 < len(ends) else len(ids)]

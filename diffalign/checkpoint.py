@@ -1,0 +1,86 @@
+"""What a resume reads, written atomically: write, sync, rename. Tensors as safetensors, numbers as JSON, no pickle."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign.records import InputError
+
+
+def publish(folder: Path, temporary: Path) -> None:
+    """Sync every file of a finished temporary folder and rename it to `folder`, which is replaced."""
+    for path in (*temporary.rglob("*"), temporary):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        temporary.rename(folder)
+        shutil.rmtree(doomed)
+    else:
+        temporary.rename(folder)
+
+
+def scratch(folder: Path) -> Path:
+    """An empty folder beside `folder` to write into before `publish`."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def save(folder: Path, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
+    """Write `NAME.safetensors` per entry of `tensors` and `state.json`, whole or not at all.
+
+    `state.json` holds `data` and the hash of every file, by which `load` knows a whole checkpoint.
+    """
+    temporary = scratch(folder)
+    for name, values in tensors.items():
+        save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, temporary / f"{name}.safetensors")
+    hashes = {p.name: _hash(p) for p in sorted(temporary.iterdir())}
+    (temporary / "state.json").write_text(json.dumps({"data": data, "hashes": hashes}, indent=1))
+    publish(folder, temporary)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(tensors, data) of a checkpoint; raises InputError naming the file that is missing or damaged.
+
+    Tensors get memory of their own: mapped ones lie at other alignments and compute other last bits.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        for name, expected in state["hashes"].items():
+            if _hash(folder / name) != expected:
+                raise InputError(f"{folder / name}: is damaged")
+    except (OSError, ValueError, KeyError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{folder}: is not whole ({error})") from None
+    tensors = {Path(n).stem: load_file(folder / n) for n in state["hashes"] if n.endswith(".safetensors")}
+    return {k: {n: torch.clone(v) for n, v in values.items()} for k, values in tensors.items()}, state["data"]
+
+
+def found(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, newest first."""
+    numbered = [p for p in run.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what interrupted writes left behind."""
+    for path in (*found(run)[keep:], *run.glob(".checkpoint-*")):
+        shutil.rmtree(path)

@@ -1,0 +1,79 @@
+"""The verbs. Each is a function whose signature is its command line; nothing is imported before it is asked for."""
+
+import dataclasses
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from diffalign import __version__
+from diffalign.records import InputError
+
+VERBS = {
+    "demo": ("diffalign.demo", "the whole loop on the embedded world, in minutes, without a GPU"),
+    "sample": ("diffalign.sampling", "prompts -> images"),
+    "score": ("diffalign.scoring", "images -> scores"),
+    "pair": ("diffalign.pairing", "scores -> preferences"),
+    "train": ("diffalign.training", "preferences -> policy"),
+    "compare": ("diffalign.comparing", "scores of two models -> win rates with intervals"),
+    "report": ("diffalign.report", "a run -> one HTML page and a picture"),
+}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def main() -> None:
+    """Run one verb; exit 0 when it is done, 2 on a user's mistake (one line says which), 130 on Ctrl-C."""
+    try:
+        print(_run(sys.argv[1:]))
+    except InputError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on", 130)
+    except OSError as error:
+        if error.errno not in NO_ROOM + NO_RIGHT:
+            raise
+        remedy = "free some room" if error.errno in NO_ROOM else "choose a folder that can be written"
+        _fail(f"{error.filename or 'output'}: {error.strerror}; {remedy} and run the same command again", 2)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"diffalign: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _run(words: Sequence[str]) -> str:
+    if not words or words[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {verb:<9} {what}" for verb, (_, what) in VERBS.items())
+        return f"usage: diffalign VERB … (diffalign VERB --help says more)\n\n{lines}"
+    if words[0] == "--version":
+        return __version__
+    verb, rest = words[0], list(words[1:])
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        raise InputError(f"no verb {verb!r}{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(VERBS)})")
+    if verb == "train":
+        return _train(rest)
+    function = vars(importlib.import_module(VERBS[verb][0]))[verb]
+    return tyro.cli(function, args=rest, prog=f"diffalign {verb}")
+
+
+def _train(words: list[str]) -> str:
+    """`train RECIPE [--field value …]`: the recipe's run, its values overlaid by typed flags of its own classes."""
+    if not words or words[0].startswith("-"):
+        raise InputError("usage: diffalign train RECIPE [--data DIR] [--out DIR] [--objective.beta 2000 …]")
+    from diffalign.run import Run, load_recipe
+
+    recipe = load_recipe(words[0])
+    default = dataclasses.replace(recipe.run, out=recipe.run.out or f"runs/{recipe.path.stem}")
+    try:
+        run = tyro.cli(Run, default=default, args=words[1:], prog=f"diffalign train {words[0]}")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    from diffalign.training import train
+
+    return train(run, recipe={"name": recipe.path.name, "sha256": recipe.sha256})

@@ -1,0 +1,69 @@
+"""What a run folder says of its run: `run.json` (the resolved run, compared on resume) and `metrics.jsonl`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffalign import folders
+from diffalign.records import InputError
+from diffalign.run import Run, differences, to_data
+
+_FREE = ("out", "log_every", "save_every", "keep")
+
+
+def claim(out: Path, run: Run, recipe: dict[str, str], threads: int) -> None:
+    """Make `out` the folder of `run`, or go on in it; raises InputError naming the fields that differ."""
+    data = {
+        "run": to_data(run),
+        "recipe": recipe,
+        "threads": threads,
+        "data": folders.open_folder(Path(run.data), "pair").fingerprint,
+        "versions": folders.versions(),
+        "command": " ".join(["diffalign", *sys.argv[1:]]),
+    }
+    path = out / "run.json"
+    if path.exists():
+        found = read(out)
+        same = {k: v for k, v in found["run"].items() if k not in _FREE}
+        changed = differences(same, {k: v for k, v in data["run"].items() if k not in _FREE})
+        changed += differences(found["data"], data["data"], "data (content)")
+        changed += differences(found["threads"], threads, "threads")
+        if changed:
+            raise InputError(f"{out}: holds another run ({'; '.join(changed)}); choose another --out or the old values")
+        return
+    if (out / "metrics.jsonl").exists() or (out / "policy").exists():
+        raise InputError(f"{out}: holds results without a run.json; choose another --out")
+    folders.write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def read(out: Path) -> dict[str, Any]:
+    """`run.json` of a run folder; raises InputError where it is missing or not JSON."""
+    path = out / "run.json"
+    if not path.is_file():
+        raise InputError(f"{out}: holds no run.json, so it is not a run folder")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+
+
+def trim(path: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` after `step`, and a line cut short by an interruption."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    folders.write_atomically(path, "".join(kept).encode())
+
+
+def append(path: Path, entry: dict[str, float]) -> None:
+    """Add one line to `metrics.jsonl`."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,72 @@
+"""Weights on disk: where a model lies, what its content hashes to, and why loaded tensors are copied."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import nn
+
+from diffalign.records import InputError
+
+_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+
+
+def locate(model: str) -> Path:
+    """The folder of a model: a local folder, or the snapshot of a hub id ("owner/name"), fetched only because it was
+    named.
+
+    Raises InputError where there is no model, saying what was expected.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise InputError(f"{path}: holds no model_index.json; expected a model folder in diffusers' layout")
+        return path
+    if path.exists():
+        kind = "a pickle, which is never loaded" if path.suffix in _PICKLES else "a single file"
+        raise InputError(f"{path}: is {kind}; expected a model folder in diffusers' layout or a hub id")
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise InputError(f"{model}: no such model folder")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"{model}: no such folder, and the hub does not give it ({type(error).__name__})") from None
+
+
+def index(folder: Path) -> dict:
+    """`model_index.json` of a model folder; raises InputError where it is not JSON or names no pipeline class."""
+    path = folder / "model_index.json"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if "_class_name" not in found:
+        raise InputError(f"{path}: field _class_name is missing; expected the name of a diffusers pipeline")
+    return found
+
+
+def fingerprint(place: Path) -> str:
+    """blake2b-128 of a file, or of all configuration and weight files below a folder, by relative path and content."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".json", ".safetensors"))
+    h = hashlib.blake2b(digest_size=16)
+    for path in files:
+        name = path.name if path == place else path.relative_to(place).as_posix()
+        h.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            h.update(hashlib.file_digest(file, "blake2b").digest())
+    return h.hexdigest()
+
+
+def settle(module: nn.Module) -> nn.Module:
+    """Give every parameter and buffer memory of its own.
+
+    Weights mapped from a file lie at other alignments, for which the matrix library picks other kernels: without
+    this, the same weights draw a picture that differs in the last bits.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+    return module

@@ -1,0 +1,21 @@
+"""Diffusion-DPO on the embedded world's UNet: LoRA, pairs judged by the CLIP proxy.
+
+Hardware: two CPU cores, no GPU. The values are tuned on the dev prompts.
+Source: Diffusion-DPO, arXiv 2311.12908; beta 2000 is the paper's for SD1.5.
+"""
+
+from diffalign.objectives import DPO
+from diffalign.places import asset
+from diffalign.run import AdamW, LoRA, Run
+
+run = Run(
+    model=str(asset("shapes/sdxl")),
+    objective=DPO(beta=2000.0),
+    policy=LoRA(rank=16, alpha=16.0),
+    resolution=64,
+    steps=60,
+    batch=32,
+    optimizer=AdamW(lr=1e-3),
+    log_every=5,
+    save_every=20,
+)

@@ -37,7 +37,8 @@ class Rater:
         for what, names, legal in (("attribute", self.attributes, ATTRIBUTES), ("liking", self.liking, likable)):
             unknown = [name for name in names if name not in legal]
             if unknown:
-                raise ValueError(f"rater {self.name}: {what} {unknown[0]!r}, expected one of {', '.join(sorted(legal))}")
+                expected = ", ".join(sorted(legal))
+                raise ValueError(f"rater {self.name}: {what} {unknown[0]!r}, expected one of {expected}")
         if self.temperature < 0 or self.tie < 0:
             raise ValueError(f"rater {self.name}: temperature and tie must not be negative")
 
@@ -66,15 +67,13 @@ def utility(rater: Rater, reading: Reading, prompt: str) -> float:
 
 
 def p_first(rater: Rater, first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
-    """P(first is better) = sigmoid((first - second) / temperature), for utilities of any one shape (Bradley and Terry, 1952).
+    """P(first is better) = sigmoid((first - second) / temperature) (Bradley and Terry, 1952).
 
-    Temperature 0: 1, 0, or 1/2 where equal. 1/2 where the utilities differ by no more than the rater's tie.
+    Utilities of one shape -> P of that shape. Temperature 0: 1, 0, or 1/2 where equal.
+    1/2 where the utilities differ by no more than the rater's tie.
     """
     gap = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    if rater.temperature == 0:
-        p = 0.5 + 0.5 * np.sign(gap)
-    else:
-        p = 0.5 + 0.5 * np.tanh(gap / (2 * rater.temperature))
+    p = 0.5 + 0.5 * (np.sign(gap) if rater.temperature == 0 else np.tanh(gap / (2 * rater.temperature)))
     return np.where(np.abs(gap) <= rater.tie, 0.5, p)
 
 
@@ -113,5 +112,5 @@ def panel(typical: Rater, count: int, spread: float, rng: np.random.Generator) -
 
 
 def disagreement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
-    """mean |mean P of one group - mean P of the other| in [0, 1]; each a list, one `p_first` over the same pairs a rater."""
+    """mean |mean P of one group - mean P of the other| in [0, 1]; a group: each rater's P on the same pairs."""
     return float(np.abs(np.mean(first, axis=0) - np.mean(second, axis=0)).mean())

@@ -35,7 +35,7 @@ RESIDUAL_SCALE = 25.0
 
 @dataclass(frozen=True)
 class ObjectReading:
-    """One object as read: attributes (shape and fill None where no shape fits), geometry, share explained by the fit."""
+    """One object as read: attributes (shape, fill None where no shape fits), geometry, share explained by the fit."""
 
     shape: str | None
     colour: str
@@ -194,21 +194,18 @@ def _loss(alpha: np.ndarray, shape: str, fill: str, geometry: np.ndarray, stroke
 
 
 def _refine(alpha: np.ndarray, loss: float, shape: str, fill: str, geometry: np.ndarray, stroke: float) -> tuple:
-    """Gauss-Newton in x, y and radius, derivatives by differences of half a pixel; at most three steps."""
-    probes = np.concatenate([np.zeros((1, 3)), 0.5 * np.eye(3)]).astype(np.float32)
-    for _ in range(3):
+    """Gauss-Newton in x, y and radius, derivatives by differences of ever smaller parts of a pixel."""
+    for probe in (0.5, 0.25, 0.1):
+        probes = np.concatenate([np.zeros((1, 3)), probe * np.eye(3)]).astype(np.float32)
         drawn = _draw(alpha.shape, shape, fill, geometry + probes, stroke).reshape(4, -1)
-        slope = (drawn[1:] - drawn[0]) / 0.5
+        slope = (drawn[1:] - drawn[0]) / probe
         normal = slope @ slope.T + 1e-3 * np.eye(3, dtype=np.float32)
         step = np.clip(np.linalg.solve(normal, slope @ (alpha.reshape(-1) - drawn[0])), -2, 2)
         moved = (geometry + step).astype(np.float32)
         moved[2] = max(moved[2], stroke)
         reached = _loss(alpha, shape, fill, moved[None], stroke)[0]
-        if reached >= loss:
-            break
-        gained, loss, geometry = loss - reached, reached, moved
-        if gained < 0.02 * loss:
-            break
+        if reached < loss:
+            loss, geometry = reached, moved
     return loss, shape, fill, geometry
 
 

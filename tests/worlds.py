@@ -1,0 +1,69 @@
+"""Record folders of pictures without a meaning, for tests that need judgements but no model and no scorer."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from diffalign import folders
+from diffalign.records import Image, Judgement, Prompt, Score, digest, group_id, pair, prompt_id
+
+TEXTS = ("a red circle", "the blue square", "a large green square", "a small circle", "red and blue", "a photo")
+
+
+def png(seed: int, size: tuple[int, int] = (32, 32)) -> bytes:
+    """A picture of smooth random colours, (width, height) = size."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    PIL.Image.fromarray(small).resize(size, PIL.Image.Resampling.BICUBIC).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def images(place: Path, per_prompt: int = 3, sizes: Sequence[tuple[int, int]] = ((32, 32),)) -> dict[str, list[Image]]:
+    """An images folder at `place`; prompt id -> its images."""
+    prompts = [Prompt(prompt_id(text), text) for text in TEXTS]
+    made: dict[str, list[Image]] = {}
+    for n, prompt in enumerate(prompts):
+        for index in range(per_prompt):
+            width, height = sizes[(n + index) % len(sizes)]
+            data = png(100 * n + index, (width, height))
+            name, image = digest("picture", prompt.id, index), {"bytes": data, "path": None}
+            row = Image(name, prompt.id, image, digest(data), width, height, model="none", seed=0, index=index)
+            made.setdefault(prompt.id, []).append(row)
+    folders.begin(place, folders.Manifest("sample", {"world": per_prompt, "sizes": [list(s) for s in sizes]}, 1))
+    folders.write_part(place, "prompts", 0, prompts)
+    folders.write_part(place, "images", 0, [row for rows in made.values() for row in rows])
+    return made
+
+
+def judged(place: Path, rows: Sequence[Judgement], scores: Sequence[Score] = ()) -> Path:
+    """Scores and judgements folders beside `place/images`; the judgements folder."""
+    source = {"scorer": "test", "rows": digest(*(r.id for r in rows))}
+    parent = (folders.parent(place / "scores", place / "images"),)
+    folders.begin(place / "scores", folders.Manifest("score", source, 1, parents=parent))
+    folders.write_part(place / "scores", "scores", 0, scores)
+    parent = (folders.parent(place / "pairs", place / "scores"),)
+    folders.begin(place / "pairs", folders.Manifest("pair", source, 1, parents=parent))
+    folders.write_part(place / "pairs", "judgements", 0, rows)
+    return place / "pairs"
+
+
+def pairs(place: Path) -> Path:
+    """Two pairs a prompt that share an image, one of them with a soft label the other way round."""
+    rows = []
+    for prompt, (a, b, c) in images(place / "images").items():
+        rows += [pair(prompt, a.id, b.id, 1.0, source="test", score_gap=0.3)]
+        rows += [pair(prompt, a.id, c.id, 0.2, source="test", score_gap=-0.2)]
+    return judged(place, rows)
+
+
+def ranked(place: Path) -> Path:
+    """One ranking of three images a prompt."""
+    rows = []
+    for prompt, drawn in images(place / "images").items():
+        ids = tuple(row.id for row in drawn)
+        name = digest("judgement", *ids)
+        rows.append(Judgement(name, group_id(prompt, ids), "ranking", ids, scores=(0.1, 0.9, 0.5), source="test"))
+    return judged(place, rows)

@@ -1,11 +1,17 @@
 """What an objective sees and says: errors per image and judgements in, loss per judgement and implicit rewards out."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
+
+from diffalign.objectives.judgements import Advantages, Judgement, Pairs, Ranking, Unpaired, to
+
+__all__ = [
+    "Advantages", "Errors", "Judgement", "Modifier", "Objective", "Outcome", "Pairs", "Ranking", "Unpaired", "positive",
+    "to",
+]
 
 
 @dataclass(frozen=True)
@@ -13,6 +19,7 @@ class Errors:
     """Squared denoising errors, one per image: mean over channels and pixels, float32 (float64 when the network is).
 
     policy, reference, old: (images,). reference is None for reference-free objectives; old is the previous policy's.
+    Both are constants: they are detached here.
     cross: mean inner products of residuals an objective `needs`, by name: "policy_reference", "policy_old" (images,),
     "chosen_rejected" (pairs,). t, snr: (images,).
     """
@@ -24,69 +31,21 @@ class Errors:
     t: Tensor | None = None
     snr: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("reference", "old"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, value.detach())
 
-class Judgement(ABC):
-    """What is known about the images of a batch. `weight` (judgements,) multiplies the loss of each judgement."""
-
-    weight: Tensor | None
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """How many judgements."""
-
-
-@dataclass(frozen=True)
-class Pairs(Judgement):
-    """chosen, rejected: (pairs,) indices of images; p: (pairs,) P(chosen is better); score_gap: (pairs,) where known."""
-
-    chosen: Tensor
-    rejected: Tensor
-    p: Tensor
-    weight: Tensor | None = None
-    score_gap: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-
-@dataclass(frozen=True)
-class Unpaired(Judgement):
-    """desirable: (images,) in [0, 1], one judgement per image of the batch, in its order."""
-
-    desirable: Tensor
-    weight: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.desirable)
-
-
-@dataclass(frozen=True)
-class Ranking(Judgement):
-    """scores: (images,) higher is better; group: (images,) number of the group, 0..groups-1. One judgement per group."""
-
-    scores: Tensor
-    group: Tensor
-    weight: Tensor | None = None
-
-    def __len__(self) -> int:
-        return int(self.group.max()) + 1 if len(self.group) else 0
-
-
-@dataclass(frozen=True)
-class Advantages(Judgement):
-    """values: (images,) advantages; group: (images,) number of the group, 0..groups-1. One judgement per group."""
-
-    values: Tensor
-    group: Tensor
-    weight: Tensor | None = None
-
-    def __len__(self) -> int:
-        return int(self.group.max()) + 1 if len(self.group) else 0
+    def at(self, images: Tensor) -> "Errors":
+        """The errors of these images in this order, with the inner products that are per image."""
+        moved = {n: None if (v := getattr(self, n)) is None else v[images] for n in ("reference", "old", "t", "snr")}
+        cross = {n: v[images] for n, v in self.cross.items() if n != "chosen_rejected"}
+        return Errors(self.policy[images], cross=cross, **moved)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """loss: one per judgement. reward: (images,) implicit rewards, detached; their difference is the margin of a pair."""
+    """loss: one per judgement. reward: (images,) implicit rewards, detached; a pair's margin is their difference."""
 
     loss: Tensor
     reward: Tensor
@@ -95,14 +54,17 @@ class Outcome:
 class Objective(ABC):
     """(Errors, Judgement) -> Outcome. Subclasses are final frozen dataclasses: fields are hyper-parameters.
 
-    `judgement`: the kind it learns from. `reference_free`: whether it ignores `Errors.reference`. `needs`: the inner products
-    it reads from `Errors.cross`. A coupled objective reads a statistic of the whole optimizer batch: `gather` gives its
-    additive sums for a part of the batch, and the call takes the total (or gathers from what it is given).
+    `judgement`: the kind it learns from (`Judgement` itself: any kind). `reference_free`: whether it ignores
+    `Errors.reference`. `needs`: the inner products it reads from `Errors.cross`. `needs_old`: whether it reads
+    `Errors.old`. A coupled objective reads a statistic of the whole optimizer batch: `gather` gives its additive sums
+    for a part of it, and the call takes their total, at the price of a pass without gradient (or, given none, gathers
+    from the batch it sees).
     """
 
     judgement: ClassVar[type[Judgement]] = Pairs
     reference_free: ClassVar[bool] = False
     coupled: ClassVar[bool] = False
+    needs_old: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -114,8 +76,56 @@ class Objective(ABC):
         """Loss per judgement; `total` is the sum of `gather` over the optimizer batch, for coupled objectives."""
 
     def gather(self, errors: Errors, judgement: Judgement) -> Tensor:
-        """The additive sums behind the coupled statistic, (k,), without gradient; empty for objectives that have none."""
+        """The additive sums behind the coupled statistic, (k,), without gradient; empty where there is none."""
         return errors.policy.new_zeros(0)
+
+    def check(self, errors: Errors, judgement: Judgement) -> None:
+        """Raise ValueError in one line unless it can learn from these; reads no values of tensors, so nothing waits."""
+        name = type(self).__name__
+        if not isinstance(judgement, self.judgement):
+            raise ValueError(f"{name} learns from {self.judgement.__name__}, not from {type(judgement).__name__}")
+        if errors.reference is None and not self.reference_free:
+            raise ValueError(f"{name} compares with a reference, but there are no reference errors")
+        if errors.old is None and self.needs_old:
+            raise ValueError(f"{name} compares with the previous policy, but there are no old errors")
+        if missing := [n for n in self.needs if n not in errors.cross]:
+            raise ValueError(f"{name} reads the inner products of residuals {', '.join(missing)}, which are missing")
+
+    def check_reference(self, requested: bool) -> None:
+        """Raise ValueError if a run asks for a reference that is never read, or for none where one is."""
+        if requested and self.reference_free:
+            raise ValueError(f"{type(self).__name__} is reference-free, but a reference was asked for")
+        if not requested and not self.reference_free:
+            raise ValueError(f"{type(self).__name__} compares with a reference, but none was asked for")
+
+
+class Modifier(Objective):
+    """An objective around another: what it learns from and reads is its host's, unless a subclass adds to it."""
+
+    objective: Objective
+
+    @property
+    def judgement(self) -> type[Judgement]:
+        return self.objective.judgement
+
+    @property
+    def reference_free(self) -> bool:
+        return self.objective.reference_free
+
+    @property
+    def coupled(self) -> bool:
+        return self.objective.coupled
+
+    @property
+    def needs_old(self) -> bool:
+        return self.objective.needs_old
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.objective.needs
+
+    def gather(self, errors: Errors, judgement: Judgement) -> Tensor:
+        return self.objective.gather(errors, judgement)
 
 
 def positive(**values: float) -> None:
@@ -123,9 +133,3 @@ def positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and value < float("inf")):
             raise ValueError(f"{name} = {value}: expected a positive number")
-
-
-def to(judgement: Judgement, device: torch.device) -> Judgement:
-    """The judgement with its tensors on `device`."""
-    moved = {f.name: getattr(judgement, f.name) for f in fields(judgement)}
-    return type(judgement)(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})

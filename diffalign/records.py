@@ -1,7 +1,7 @@
 """What lies on disk: prompts, images, scores and judgements as Parquet shards that `datasets.load_dataset` opens.
 
-One frozen dataclass a table; its fields are the columns, and its invariants are checked where it is made. How a folder of
-such tables is written and read is in `folders`.
+One frozen dataclass a table; its fields are the columns, and its invariants are checked where it is made. How a folder
+of such tables is written and read is in `folders`.
 """
 
 import dataclasses
@@ -25,12 +25,22 @@ class InputError(ValueError):
 
 
 def digest(*parts: str | bytes | int | float | None) -> str:
-    """blake2b-128 of the parts as 32 hexadecimal digits; parts are length-prefixed, so no two lists collide."""
+    """blake2b-128 of the parts as 32 hexadecimal digits.
+
+    Parts are length-prefixed, so no two lists of texts collide; a number, or None, counts as its Python text.
+    """
     h = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode() if not isinstance(part, str) else part.encode()
+        data = part if isinstance(part, bytes) else _text(part).encode()
         h.update(len(data).to_bytes(8, "little") + data)
     return h.hexdigest()
+
+
+def _text(part: str | int | float | None) -> str:
+    if part is None or isinstance(part, str):
+        return str(part)
+    # NumPy's numbers print otherwise than the Python numbers they equal.
+    return repr(float(part)) if isinstance(part, float) else repr(int(part))
 
 
 def prompt_id(text: str) -> str:
@@ -65,6 +75,8 @@ class Record:
         required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         _require(set(row) <= names, f"{cls.table}: unknown field {sorted(set(row) - names)}, expected {sorted(names)}")
         _require(required <= set(row), f"{cls.table}: field {sorted(required - set(row))} is missing")
+        empty = [n for n in row if row[n] is None and n not in _optional(cls)]
+        _require(not empty, f"{cls.table}: field {empty} is empty")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
@@ -101,12 +113,15 @@ class Image(Record):
     index: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.width > 0 and self.height > 0, f"image {self.id}: size {self.width}x{self.height} is not positive")
+        sized = self.width > 0 and self.height > 0
+        _require(sized, f"image {self.id}: size {self.width}x{self.height} is not positive")
+        somewhere = self.image.get("bytes") is not None or self.image.get("path") is not None
+        _require(somewhere, f"image {self.id}: has neither bytes nor path")
 
 
 @dataclass(frozen=True)
 class Score(Record):
-    """What one scorer says of one image under one prompt; `value` is None where it is missing, and `reason` says why."""
+    """What one scorer says of one image under one prompt; `value` is None where missing, and `reason` says why."""
 
     table: ClassVar[str] = "scores"
     image_id: str
@@ -126,8 +141,8 @@ class Score(Record):
 class Judgement(Record):
     """What is known about the images of one group, as one row for every kind.
 
-    pair: two images, p = P(first is better). ranking: k images with their scores, higher is better. unpaired: one image,
-    p = its desirability. advantages: k images with one advantage each in `scores`.
+    pair: two images, p = P(first is better). ranking: k images with their scores, higher is better. unpaired: one
+    image, p = its desirability. advantages: k images with one advantage each in `scores`.
     """
 
     table: ClassVar[str] = "judgements"
@@ -152,11 +167,20 @@ class Judgement(Record):
         n = {"pair": len(self.images) == 2, "unpaired": len(self.images) == 1}.get(self.kind, len(self.images) >= 2)
         _require(n, f"{name}: {len(self.images)} images, which a judgement of kind {self.kind} cannot have")
         _require(self.p is None or 0 <= self.p <= 1, f"{name}: p = {self.p} lies outside [0, 1]")
-        _require(self.weight >= 0, f"{name}: weight {self.weight} is negative")
+        _require(0 <= self.weight < np.inf, f"{name}: weight {self.weight}, expected a finite number of at least 0")
+        gap = self.score_gap is None or np.isfinite(self.score_gap)
+        _require(gap, f"{name}: score_gap {self.score_gap} is not a finite number")
         if self.kind in ("ranking", "advantages"):
             _require(self.scores is not None and len(self.scores) == len(self.images), f"{name}: one score per image")
+            _require(bool(np.isfinite(self.scores).all()), f"{name}: scores {self.scores} are not all finite numbers")
         elif self.status in ("decided", "tie"):
             _require(self.p is not None, f"{name}: p is missing")
+
+
+@functools.cache
+def _optional(kind: type[Record]) -> frozenset[str]:
+    """The fields that may be empty."""
+    return frozenset(name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint))
 
 
 def pair(prompt: str, first: str, second: str, p: float, *, source: str, **known: Any) -> Judgement:
@@ -190,7 +214,7 @@ def schema(table: str) -> pa.Schema:
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """The description of a column by which `datasets` recognises it, written out so that reading needs no `datasets`."""
+    """The description of a column by which `datasets` recognises it, made without `datasets`."""
     if kind == _IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):

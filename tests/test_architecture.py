@@ -13,7 +13,7 @@ PACKAGE = ROOT / "diffalign"
 
 FLOORS = {
     "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0,
-    "manifest": 0,
+    "manifest": 0, "intervals": 0,
     "objectives": 1, "diffusion": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,
     "run": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2, "dataset": 2,
     "comparing": 2, "readers": 2, "measuring": 2, "journal": 2,

@@ -1,0 +1,1 @@
+"""Whose data: one file a public layout, from its files to records."""

@@ -1,0 +1,57 @@
+"""By whom images are judged: one file a judge, one table of names; anybody's `file.py:function` is a scorer as well."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from diffalign.records import InputError, digest
+from diffalign.scorers.base import Score, Scorer
+
+__all__ = ["MEASURES", "NAMES", "Score", "Scorer", "load"]
+
+# name -> (module, function that takes the place after "=", or "", and gives a Scorer)
+NAMES = {
+    "gold": ("diffalign.scorers.gold", "gold"),
+    "gold_right": ("diffalign.scorers.gold", "gold_right"),
+    "shapes_clip": ("diffalign.scorers.openclip", "shapes_clip"),
+    "clip": ("diffalign.scorers.openclip", "clip"),
+}
+# What only measures: no preference is ever made of these.
+MEASURES = ("gold", "gold_right")
+
+
+def load(text: str) -> Scorer:
+    """The scorer of "name", "name=place" or "file.py:function"; raises InputError naming what is known.
+
+    Naming loads no weights: those are read at the first call.
+    """
+    path, _, function = text.rpartition(":")
+    if path.endswith(".py"):
+        return _outsider(Path(path), function)
+    name, _, place = text.partition("=")
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"scorer {name!r}: {hint}expected one of {', '.join(NAMES)}, or file.py:function")
+    module, function = NAMES[name]
+    return getattr(importlib.import_module(module), function)(place)
+
+
+def _outsider(path: Path, function: str) -> Scorer:
+    if not path.is_file():
+        raise InputError(f"{path}: no such scorer file")
+    source = path.read_bytes()
+    spec = importlib.util.spec_from_file_location(f"scorer_{path.stem}_{digest(source)[:8]}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise InputError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    found = module.__dict__.get(function)
+    if not callable(found):
+        known = ", ".join(k for k, v in module.__dict__.items() if callable(v) and not k.startswith("_")) or "none"
+        raise InputError(f"{path}: defines no function {function!r} (it defines: {known})")
+    return Scorer(f"{path.name}:{function}", digest(source), "PIL, RGB", lambda: found)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def main() -> None:
     """Run one verb; exit 0 when it is done, 2 on a user's mistake (one line says which), 130 on Ctrl-C."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
         print(_run(sys.argv[1:]))
     except InputError as error:

@@ -1,0 +1,178 @@
+"""The two generators, in latents of 8 x 8: an SDXL pipeline (UNet, epsilon), an SD3 pipeline (DiT, rectified flow)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from shapes_autoencoder import CHANNELS, pixels
+from shapes_bank import SIZE, describe, pictures, scene
+from shapes_fitting import Fit, train
+from shapes_text import WIDTH, encoder, join, states, tokenizer, tokens
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+BATCH = 64
+# Half of the captions are wrong in one or two attributes: the generator follows prompts imperfectly, on purpose.
+WRONG = 0.5
+DROP = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a generator is made and trained: its pipeline from an autoencoder, its loss, its rate."""
+
+    name: str
+    pipeline: Callable[[AutoencoderKL], object]
+    parts: tuple[str, ...]
+    loss: Callable[[object, Tensor, Tensor, Tensor], Tensor]
+    rate: float
+
+
+def sdxl(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
+    """An SDXL pipeline with random weights, 2.8 M parameters in its UNet."""
+    words = tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(4, 6),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=encoder(CLIPTextModel, words),
+        text_encoder_2=encoder(CLIPTextModelWithProjection, words),
+        tokenizer=words,
+        tokenizer_2=words,
+        # the schedule ends at (almost) pure noise: otherwise backgrounds ignore the prompt
+        scheduler=DPMSolverMultistepScheduler(
+            beta_schedule="linear", beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing", lower_order_final=True
+        ),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+
+
+def sdxl_loss(pipe: StableDiffusionXLPipeline, latents: Tensor, numbers: Tensor, dropped: Tensor) -> Tensor:
+    """mean |epsilon - UNet(x_t, t)|^2, t uniform; a dropped prompt is zeros, as the pipeline has it for no prompt."""
+    first, _ = states(pipe.text_encoder, numbers)
+    second, pooled = states(pipe.text_encoder_2, numbers)
+    keep = 1 - dropped.float()
+    embeds, pooled = join(first, second) * keep.view(-1, 1, 1), pooled * keep.view(-1, 1)
+    noise = torch.randn_like(latents)
+    t = torch.randint(pipe.scheduler.config.num_train_timesteps, (len(latents),))
+    alpha = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_t = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    sizes = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(latents), -1)
+    added = {"text_embeds": pooled, "time_ids": sizes}
+    return (pipe.unet(x_t, t, encoder_hidden_states=embeds, added_cond_kwargs=added).sample - noise).square().mean()
+
+
+def sd3(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+    """An SD3 pipeline without T5, with random weights, 3.5 M parameters in its DiT."""
+    words = tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=6,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=128,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
+    )
+    return StableDiffusion3Pipeline(
+        vae=vae,
+        transformer=transformer,
+        text_encoder=encoder(CLIPTextModelWithProjection, words),
+        text_encoder_2=encoder(CLIPTextModelWithProjection, words),
+        text_encoder_3=None,
+        tokenizer=words,
+        tokenizer_2=words,
+        tokenizer_3=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+    )
+
+
+def sd3_loss(pipe: StableDiffusion3Pipeline, latents: Tensor, numbers: Tensor, dropped: Tensor) -> Tensor:
+    """mean |(noise - x_0) - DiT(x_t, 1000 t)|^2, t logit-normal; zeros follow the text, as in a pipeline without T5."""
+    empty = tokens(pipe.tokenizer, [""])
+    numbers = torch.where(dropped.view(-1, 1), empty, numbers)
+    first, pooled_first = states(pipe.text_encoder, numbers)
+    second, pooled_second = states(pipe.text_encoder_2, numbers)
+    embeds = join(first, second)
+    embeds = torch.cat([embeds, torch.zeros_like(embeds)], dim=1)
+    noise = torch.randn_like(latents)
+    t = torch.randn(len(latents)).sigmoid()
+    weight = t.view(-1, 1, 1, 1)
+    x_t = (1 - weight) * latents + weight * noise
+    velocity = pipe.transformer(
+        hidden_states=x_t,
+        timestep=1000 * t,
+        encoder_hidden_states=embeds,
+        pooled_projections=join(pooled_first, pooled_second),
+    ).sample
+    return (velocity - (noise - latents)).square().mean()
+
+
+RECIPES = {
+    "sdxl": Recipe("sdxl", sdxl, ("unet", "text_encoder", "text_encoder_2"), sdxl_loss, 2e-3),
+    "sd3": Recipe("sd3", sd3, ("transformer", "text_encoder", "text_encoder_2"), sd3_loss, 1.5e-3),
+}
+
+
+@torch.no_grad()
+def latents_of(work: Path) -> Tensor:
+    """The latents of the bank's pictures, (SIZE, CHANNELS, 8, 8), encoded once."""
+    path = work / "latents.npy"
+    if not path.exists():
+        vae = AutoencoderKL.from_pretrained(work / "vae-latents").to(memory_format=torch.channels_last)
+        means = []
+        for i, part in enumerate(pictures(work)):
+            means += [vae.encode(pixels(block)).latent_dist.mean for block in np.split(part, len(part) // 64)]
+            print(f"latents: part {i + 1}", flush=True)
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, torch.cat(means).contiguous().numpy())
+        temporary.rename(path)
+    return torch.from_numpy(np.load(path))
+
+
+def train_generator(recipe: Recipe, work: Path, steps: int) -> None:
+    """Train a generator on the bank's latents and write its pipeline, in float32, to the work folder."""
+    torch.manual_seed(0)
+    latents = latents_of(work)
+    pipe = recipe.pipeline(AutoencoderKL.from_pretrained(work / "vae-latents"))
+    learner = nn.ModuleDict({name: getattr(pipe, name) for name in recipe.parts}).train()
+
+    def loss(step: int, rng: np.random.Generator) -> Tensor:
+        numbers = rng.integers(SIZE, size=BATCH)
+        texts = [describe(scene(int(n)), rng, WRONG) for n in numbers]
+        dropped = torch.from_numpy(rng.random(BATCH) < DROP)
+        return recipe.loss(pipe, latents[torch.from_numpy(numbers)], tokens(pipe.tokenizer, texts), dropped)
+
+    train(Fit(recipe.name, steps, recipe.rate, average=0.998), learner, loss, work)
+    pipe.save_pretrained(work / recipe.name / "pipeline")

@@ -1,0 +1,99 @@
+"""The README of the embedded models, written from the measured figures."""
+
+import json
+from pathlib import Path
+
+HEAD = """# Embedded models
+
+Small models of the embedded world (64 px pictures of one or two shapes), fp16, in diffusers' and open_clip's layouts.
+They are trained by `python scripts/build_shapes.py all`; every number below is written by
+`python scripts/build_shapes.py figures` on prompts of the dev split, by the gold scorer, which reads the pixels and of
+which no training sees anything. Captions of the dev and test splits are held out from all training.
+
+| folder | what | parameters (millions) | MiB |
+| --- | --- | --- | --- |
+"""
+
+WHAT = {
+    "sdxl": "`StableDiffusionXLPipeline`: UNet, epsilon, two CLIP text encoders, autoencoder",
+    "sd3": "`StableDiffusion3Pipeline`: DiT, rectified flow, two CLIP text encoders, no T5, the same autoencoder",
+    "clip": "open_clip model, the proxy reward",
+}
+ATTRIBUTES = (
+    "all right",
+    "attributes right",
+    "score",
+    "count",
+    "shape",
+    "colour",
+    "size",
+    "fill",
+    "background",
+    "place",
+)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def readme(work: Path, assets: Path) -> None:
+    """Write `README.md` of the assets from `figures.json` in the work folder."""
+    known = json.loads((work / "figures.json").read_text())
+    there = {name: what for name, what in WHAT.items() if (assets / name).exists()}
+    rows = [f"| `{n}/` | {w} | {parameters(assets / n):.1f} | {mebibytes(assets / n):.1f} |" for n, w in there.items()]
+    text = [HEAD + "\n".join(rows), autoencoder(known["vae"])]
+    text += [generator(name, known[name]) for name in ("sdxl", "sd3") if name in known]
+    text.append(proxy(known["clip"]))
+    (assets / "README.md").write_text("\n\n".join(text) + "\n")
+
+
+def parameters(folder: Path) -> float:
+    """Millions of numbers in the weight files (two bytes each)."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2e6
+
+
+def mebibytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+
+
+def autoencoder(found: dict) -> str:
+    """Reconstruction, and how the latents are distributed."""
+    low, high, mean = (f"{found[name]:.2f}" for name in ("std_low", "std_high", "mean_high"))
+    clean, drawn = (percent(found[name]["attributes right"]) for name in ("render", "reconstruction"))
+    return f"""## Autoencoder
+
+64 x 64 pixels to 8 x 8 latents of 12 channels; scaling factor 1, shift 0. Over 2,000 fresh renders each channel's mean
+is within {mean} of 0, its standard deviation between {low} and {high}; the posterior's is 0.1.
+Gold attributes right: {clean} on the renders, {drawn} on their reconstructions; mean absolute error of a pixel
+{255 * found["error"]:.1f} of 255."""
+
+
+def generator(name: str, found: dict) -> str:
+    """Gold figures at the chosen steps and guidance."""
+    one, two = found["one"], found["two"]
+    rows = [f"| {a} | {percent(one[a])} | {percent(two[a]) if a in two else ''} |" for a in ATTRIBUTES if a in one]
+    return f"""## {name}
+
+{found["steps"]} steps of its own scheduler, guidance {found["guidance"]}, four pictures of each of 192 dev prompts
+({name}.png shows 64). Half of the training captions were wrong in one or two attributes, so that it errs.
+
+| gold | one object | two objects |
+| --- | --- | --- |
+""" + "\n".join(rows)
+
+
+def proxy(found: dict) -> str:
+    """How well the proxy predicts the gold score."""
+    rows = [
+        f"| {name} | {percent(of['any difference'])} of {of['pairs']} | {percent(of['an attribute'])} |"
+        for name, of in found.items()
+    ]
+    return """## Proxy
+
+How often the proxy (open_clip, cosine of picture and prompt) prefers the picture that the gold score prefers, of two
+pictures of one dev prompt: wherever the gold scores differ, and where they differ by more than 0.1 (an attribute).
+
+| pictures of | any difference | an attribute's difference |
+| --- | --- | --- |
+""" + "\n".join(rows)

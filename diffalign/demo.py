@@ -133,6 +133,7 @@ def plan(out: Path, seed: int, backbone: str, sizes: Sizes) -> list[Stage]:
     draw = partial(sample, model=model, seed=seed, batch=sizes.batch, steps=sizes.steps, guidance=sizes.guidance)
     on_test = {"prompts": out / "prompts" / "test.txt", "per_prompt": sizes.test_noises}
     learn, test = out / "train", out / "test"
+    judged = {name: test / f"{name}-scores" for name in ("base", "policy")}
     on_train = {"prompts": out / "prompts" / "train.txt", "per_prompt": sizes.per_prompt}
     many = f"draw {sizes.per_prompt} pictures for each of {sizes.train_prompts} training prompts"
     return [
@@ -142,9 +143,9 @@ def plan(out: Path, seed: int, backbone: str, sizes: Sizes) -> list[Stage]:
         _train(out, seed, backbone, sizes),
         _stage(f"draw {sizes.test_prompts} test prompts with the base", partial(draw, **on_test, out=test / "base")),
         _stage("draw them with the policy", partial(draw, lora=out / "policy", **on_test, out=test / "policy")),
-        _stage("judge the base's pictures", partial(score, test / "base", scorer=JUDGES, out=test / "base-scores")),
-        _stage("judge the policy's", partial(score, test / "policy", scorer=JUDGES, out=test / "policy-scores")),
-        _stage("compare them", partial(compare, test / "base-scores", test / "policy-scores", out=out / "compare")),
+        _stage("judge the base's pictures", partial(score, test / "base", scorer=JUDGES, out=judged["base"])),
+        _stage("judge the policy's pictures", partial(score, test / "policy", scorer=JUDGES, out=judged["policy"])),
+        _stage("compare them", partial(compare, judged["base"], judged["policy"], out=out / "compare")),
         _stage("make a page of it", partial(report, out, out=out / "report.html")),
     ]  # fmt: skip
 

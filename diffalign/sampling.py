@@ -99,7 +99,7 @@ def sample(
         seed: Names the noise, with the prompt and the image's index.
         batch: Images per denoiser call (two rows each with guidance).
         steps: Denoising steps of the model's own scheduler.
-        guidance: Classifier-free guidance scale; 1 or less means none.
+        guidance: Guidance scale as the model's own pipeline counts it; 1 or less means none (0 for Z-Image).
         height: Pixels; 0 means the model's own size.
         width: Pixels; 0 means the model's own size.
     """
@@ -182,7 +182,8 @@ class Artist:
         self.backbone, self.sampler, self.seed = backbone, sampler, seed
         self.shape = backbone.latent_shape(sampler.height, sampler.width)
         size = (sampler.height, sampler.width)
-        self.sizes = backbone.size_conditioning([size], size)
+        self.sizes = backbone.size_conditioning([size], size) | backbone.guidance_conditioning(sampler.guidance)
+        self.guided = backbone.unconditional(sampler.guidance)
         self.negative = backbone.encode_negative()
         self.prompts: dict[str, int] = {}
         self.known: Conditioning = {}
@@ -204,14 +205,12 @@ class Artist:
         solver = self.backbone.solver(self.sampler.steps, self.shape)
         x = torch.stack([self.noise(prompt, index) for prompt, index in work]).to(device, dtype) * solver.sigma
         conditioning = self._conditioning([prompt for prompt, _ in work])
-        guided = self.sampler.guidance > 1
         for t in solver.timesteps:
-            doubled = torch.cat([x, x]) if guided else x
+            doubled = torch.cat([x, x]) if self.guided else x
             scaled = solver.scale(doubled, t)
             output = self.backbone.predict(denoiser, scaled, t.expand(len(scaled)), conditioning)
-            if guided:
-                without, given = output.chunk(2)
-                output = without + self.sampler.guidance * (given - without)
+            if self.guided:
+                output = self.backbone.guide(*output.chunk(2), self.sampler.guidance)
             x = solver.step(output, t, x, return_dict=False)[0]
         pixels = self.backbone.decode_latents(x).float()
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -222,7 +221,7 @@ class Artist:
 
     def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
         rows = select(self.known, torch.tensor([self.prompts[p] for p in prompts]))
-        if self.sampler.guidance > 1:
+        if self.guided:
             repeated = {k: v.expand(len(prompts), *v.shape[1:]) for k, v in self.negative.items()}
             rows = {k: torch.cat([repeated[k], v]) for k, v in rows.items()}
         n = len(next(iter(rows.values())))

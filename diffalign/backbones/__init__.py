@@ -6,15 +6,32 @@ import torch
 
 from diffalign import weights
 from diffalign.backbones.base import Backbone
+from diffalign.backbones.flux import Flux
+from diffalign.backbones.flux2 import Flux2Klein
+from diffalign.backbones.pixart import PixArt
+from diffalign.backbones.qwen_image import QwenImage
+from diffalign.backbones.sana import Sana
+from diffalign.backbones.sd import SD
 from diffalign.backbones.sd3 import SD3
 from diffalign.backbones.sdxl import SDXL
+from diffalign.backbones.zimage import ZImage
 from diffalign.records import InputError
 
-__all__ = ["FAMILIES", "SD3", "SDXL", "load"]
+__all__ = [
+    *("FAMILIES", "SD", "SD3", "SDXL", "Flux", "Flux2Klein", "PixArt", "QwenImage", "Sana", "ZImage", "load"),
+]
 
 FAMILIES: dict[str, type[Backbone]] = {
+    "StableDiffusionPipeline": SD,
     "StableDiffusionXLPipeline": SDXL,
     "StableDiffusion3Pipeline": SD3,
+    "FluxPipeline": Flux,
+    "Flux2KleinPipeline": Flux2Klein,
+    "PixArtAlphaPipeline": PixArt,
+    "PixArtSigmaPipeline": PixArt,
+    "QwenImagePipeline": QwenImage,
+    "SanaPipeline": Sana,
+    "ZImagePipeline": ZImage,
 }
 
 

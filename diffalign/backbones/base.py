@@ -55,6 +55,18 @@ class Backbone(ABC):
         families.
         """
 
+    def guidance_conditioning(self, scale: float) -> Conditioning:
+        """What a denoiser that was distilled for guidance is told of its scale, one row; {} for most families."""
+        return {}
+
+    def unconditional(self, scale: float) -> bool:
+        """Whether guidance at `scale` needs the unconditional branch."""
+        return scale > 1
+
+    def guide(self, without: Tensor, given: Tensor, scale: float) -> Tensor:
+        """without + scale * (given - without), of outputs; `scale` counts as in the family's pipeline."""
+        return without + scale * (given - without)
+
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels in [-1, 1], (images, 3, height, width) -> posterior mean, scaled as the denoiser expects."""

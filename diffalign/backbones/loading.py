@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
@@ -11,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from diffalign import weights
 from diffalign.backbones.base import Solver
-from diffalign.diffusion import VP
+from diffalign.diffusion import VP, Flow
 from diffalign.records import InputError
 
 P = TypeVar("P")
@@ -56,6 +57,14 @@ def process_of(config: Any) -> VP:
         raise InputError(f"scheduler config: {error}") from None
 
 
+def flow_of(config: Any) -> Flow:
+    """The rectified flow that a scheduler's config describes; raises InputError on one that is none."""
+    kind = config.get("prediction_type", "flow_prediction")
+    if kind != "flow_prediction":
+        raise InputError(f"scheduler config: prediction type {kind!r}; expected flow_prediction")
+    return Flow(scale=float(config.num_train_timesteps))
+
+
 def shape_of(height: int, width: int, channels: int, factor: int, multiple: int) -> tuple[int, int, int]:
     """(channels, height / factor, width / factor); raises InputError on a size that `multiple` does not divide."""
     if height <= 0 or width <= 0 or height % multiple or width % multiple:
@@ -70,20 +79,24 @@ def vp_solver(scheduler: Any, steps: int, device: torch.device) -> Solver:
     return Solver(fresh.timesteps, fresh.init_noise_sigma, fresh.scale_model_input, fresh.step)
 
 
-def flow_solver(scheduler: Any, steps: int, patches: int, device: torch.device) -> Solver:
-    """A fresh copy of a flow scheduler, ready to run, shifted for so many patches where it shifts by size."""
+def flow_solver(
+    scheduler: Any, steps: int, mu: float, device: torch.device, sigmas: np.ndarray | list[float] | None = None
+) -> Solver:
+    """A fresh copy of a flow scheduler, ready to run; `mu` is its shift where it shifts by size, `sigmas` its own times
+    before that, where its pipeline gives some.
+    """
     fresh = type(scheduler).from_config(scheduler.config)
-    fresh.set_timesteps(steps, device=device, **_dynamic_shift(fresh.config, patches))
+    shifted = {"mu": mu} if fresh.config.get("use_dynamic_shifting", False) else {}
+    timed = {"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}
+    fresh.set_timesteps(**timed, device=device, **shifted)
     return Solver(fresh.timesteps, 1.0, lambda x, t: x, fresh.step)
 
 
-def _dynamic_shift(config: Any, patches: int) -> dict[str, float]:
-    """The `mu` that a flow scheduler with dynamic shifting wants, linear in the patches between its two anchors."""
-    if not config.get("use_dynamic_shifting", False):
-        return {}
+def shift(config: Any, patches: int) -> float:
+    """The shift that a flow scheduler wants for so many patches: linear between its two anchors."""
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
-    return {"mu": config.get("base_shift", 0.5) + slope * (patches - low)}
+    return patches * slope + (config.get("base_shift", 0.5) - slope * low)
 
 
 def read_lora(pipe: Any, file: Path, part: str) -> None:
@@ -91,14 +104,30 @@ def read_lora(pipe: Any, file: Path, part: str) -> None:
 
     Raises InputError where the file is damaged, is of another part than `part`, or does not fit the network.
     """
+    _check_part(file, part)
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True, use_safetensors=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{file}: does not fit this model ({str(error).splitlines()[0][:160]})") from None
+    weights.settle(pipe.components[part])
+
+
+def adapt(denoiser: Any, file: Path, part: str) -> None:
+    """`read_lora` for a denoiser whose pipeline has no loader of its own."""
+    _check_part(file, part)
+    try:
+        denoiser.load_lora_adapter(
+            str(file.parent), weight_name=file.name, prefix=part, local_files_only=True, use_safetensors=True
+        )
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{file}: does not fit this model ({str(error).splitlines()[0][:160]})") from None
+    weights.settle(denoiser)
+
+
+def _check_part(file: Path, part: str) -> None:
     try:
         keys = list(safe_open(file, "pt").keys())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: is not a whole safetensors file ({str(error)[:80]})") from None
     if not any(key.startswith(f"{part}.") for key in keys):
         raise InputError(f"{file}: adapts {keys[0].split('.')[0]!r}, but this model's denoiser is its {part}")
-    try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{file}: does not fit this model ({str(error).splitlines()[0][:160]})") from None
-    weights.settle(pipe.components[part])

@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_solver, read_lora, read_pipeline, shape_of
+from diffalign.backbones.loading import flow_solver, read_lora, read_pipeline, shape_of, shift
 from diffalign.diffusion import Flow
 
 
@@ -78,7 +78,7 @@ class SD3(Backbone):
 
     def solver(self, steps: int, latent_shape: tuple[int, int, int]) -> Solver:
         patches = latent_shape[1] * latent_shape[2] // self.denoiser.config.patch_size**2
-        return flow_solver(self.pipe.scheduler, steps, patches, self.denoiser.device)
+        return flow_solver(self.pipe.scheduler, steps, shift(self.pipe.scheduler.config, patches), self.denoiser.device)
 
     def save_lora(self, folder: Path, layers: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self.pipe.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)

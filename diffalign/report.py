@@ -172,7 +172,8 @@ def _commands(run: Path, settings: dict[str, Any], found: Evaluation | None, out
 
 def signed(value: float, share: bool) -> str:
     """A difference with its sign: in points where it is one of shares."""
-    text = f"{100 * abs(value):.1f}" if share else f"{abs(value):.3f}"
+    fine = not share and 0 < abs(value) < 0.01
+    text = f"{abs(value):.2g}" if fine else f"{100 * abs(value):.1f}" if share else f"{abs(value):.3f}"
     return ("+" if value > 0 else "−" if value < 0 else "±") + text
 
 

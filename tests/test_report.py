@@ -16,7 +16,7 @@ import pytest
 
 from diffalign import curves, findings, folders, pictures
 from diffalign.records import Image, InputError, Prompt, Score, digest, pair, prompt_id
-from diffalign.report import flatten, headline, report
+from diffalign.report import flatten, headline, report, signed
 from diffalign.sampling import to_png
 from diffalign.shapes import captions, gold
 from diffalign.shapes.scene import render, sample_scene
@@ -319,6 +319,11 @@ def test_flatten_names_every_field_of_a_run() -> None:
     nested = {"a": 1, "b": {"class": "m:C", "x": 2000.0, "y": {"class": "m:D", "z": [1, 2]}}}
     wanted = [("a", "1"), ("b", "C"), ("b.x", "2000"), ("b.y", "D"), ("b.y.z", "[1, 2]")]
     assert list(flatten(nested)) == wanted
+
+
+def test_differences_keep_their_sign_and_their_size() -> None:
+    given = ((0.0821, True), (-0.12, False), (-2e-4, False), (0.0, True), (0.0, False))
+    assert [signed(*g) for g in given] == ["+8.2", "−0.120", "−0.0002", "±0.0", "±0.000"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-4, 5e-4), (0.31, 0.69), (0, 2e-4), (1e6, 3e6), (-5, -4.9)])

@@ -1,10 +1,13 @@
 """Records -> batches: groups in an endless, named order; whatever is done to a group is done to all its images."""
 
+import dataclasses
 import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from diffalign import folders
 from diffalign.objectives.base import Advantages, Judgement, Pairs, Ranking, Unpaired
-from diffalign.records import InputError
+from diffalign.records import InputError, prompt_id
 from diffalign.records import Judgement as Row
 from diffalign.streams import stream
 
@@ -37,9 +40,19 @@ class Visit:
 
 
 class Dataset:
-    """The groups of a pairs folder. Raises InputError where there are none, or where kinds of judgement are mixed."""
+    """The groups of a pairs folder. Raises InputError where there are none, or where kinds of judgement are mixed.
 
-    def __init__(self, folder: Path) -> None:
+    `captions` "own" shows an image under its own caption where it has one (DCPO); `labels` "swapped" reads every
+    judgement the other way round (NPO).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        captions: Literal["prompt", "own"] = "prompt",
+        labels: Literal["as_given", "swapped"] = "as_given",
+    ) -> None:
         folders.open_folder(folder, "pair")
         rows = [r for r in folders.records(folder, "judgements") if r.status in ("decided", "tie")]
         if not rows:
@@ -50,7 +63,16 @@ class Dataset:
         self.folder, self.kind = folder, kinds[0]
         self.images = folders.image_rows(folder)
         self.texts = folders.texts(folder)
-        self.groups = self._groups(rows)
+        self.groups = self._groups([swapped(r) for r in rows] if labels == "swapped" else rows)
+        self.captions = self._captions() if captions == "own" else {}
+        self.texts |= {prompt_id(text): text for text in self.captions.values()}
+
+    def _captions(self) -> dict[str, str]:
+        """Image id -> its own caption; raises InputError where no image has one."""
+        found = {i: self.images[i]["caption"] for i in self.image_ids() if self.images[i]["caption"]}
+        if not found:
+            raise InputError(f"{self.folder}: captions = own, but no image has a caption of its own (field caption)")
+        return found
 
     def _groups(self, rows: Sequence[Row]) -> list[Group]:
         gathered: dict[str, list[Row]] = {}
@@ -76,16 +98,48 @@ class Dataset:
         """The unique images that judgements mention, sorted."""
         return sorted({i for g in self.groups for i in g.images})
 
-    def prompt_ids(self) -> list[str]:
-        """The unique prompts of the groups, sorted."""
-        return sorted({g.prompt for g in self.groups})
+    def text_of(self, group: Group, image: str) -> str:
+        """The id of the text that an image is shown under."""
+        return prompt_id(self.captions[image]) if image in self.captions else group.prompt
 
-    def visits(self, seed: int, step: int, batch: int) -> list[Visit]:
-        """The groups of one optimizer step: an endless chain of permutations of all groups, cut every `batch`."""
-        n = len(self.groups)
-        places = range(step * batch, (step + 1) * batch)
-        orders = {e: stream("order", seed, e).permutation(n) for e in {p // n for p in places}}
-        return [Visit(self.groups[orders[p // n][p % n]], p // n) for p in places]
+    def text_ids(self) -> list[str]:
+        """The unique texts that images are shown under, sorted."""
+        return sorted({self.text_of(g, i) for g in self.groups for i in g.images})
+
+    def visits(self, seed: int, step: int, batch: int, stages: int = 1, every: int = 1) -> list[Visit]:
+        """The groups of one optimizer step: an endless chain of permutations of all groups, cut every `batch`.
+
+        With several `stages`, stage s = min(step // every, stages - 1) chains permutations of the easiest
+        (s + 1) / stages of the groups, and draws are numbered on from stage to stage so that none comes twice.
+        """
+        stage, visited = min(step // every, stages - 1), every * batch
+        sizes = [math.ceil(len(self.groups) * (s + 1) / stages) for s in range(stage + 1)]
+        first, n = sum(math.ceil(visited / size) for size in sizes[:-1]), sizes[-1]
+        pool = self.groups if stages == 1 else self.easiest[:n]
+        places = range(step * batch - stage * visited, (step + 1) * batch - stage * visited)
+        orders = {e: stream("order", seed, first + e).permutation(n) for e in {p // n for p in places}}
+        return [Visit(pool[orders[p // n][p % n]], first + p // n) for p in places]
+
+    @cached_property
+    def easiest(self) -> list[Group]:
+        """The groups by their largest score gap, widest first; raises InputError where a judgement has no gap."""
+        rows = [r for g in self.groups for r in g.judgements if r.score_gap is None]
+        if rows:
+            raise InputError(
+                f"{self.folder}: judgement {rows[0].id}, field score_gap: is missing, and a curriculum goes by it"
+            )
+        return sorted(self.groups, key=lambda g: (-max(abs(r.score_gap) for r in g.judgements), g.id))
+
+
+def swapped(row: Row) -> Row:
+    """The judgement read the other way round: P becomes 1 - P, scores are reversed in their range, advantages negated.
+
+    The score gap stays what the scorer said of the first image less the second.
+    """
+    scores = row.scores
+    if scores is not None:
+        scores = tuple((0.0 if row.kind == "advantages" else min(scores) + max(scores)) - s for s in scores)
+    return dataclasses.replace(row, p=None if row.p is None else 1 - row.p, scores=scores)
 
 
 def judge(visits: Sequence[Visit], kind: str) -> Judgement:
@@ -97,7 +151,8 @@ def judge(visits: Sequence[Visit], kind: str) -> Judgement:
     rows = [(n, r) for n, v in enumerate(visits) for r in v.group.judgements]
     weight = torch.tensor([r.weight for _, r in rows], dtype=torch.float64)
     if kind == "pair":
-        gaps = [math.nan if r.score_gap is None else abs(r.score_gap) for _, r in rows]
+        # a record's gap is that of its first image over its second, a batch's that of the chosen over the rejected
+        gaps = [math.nan if r.score_gap is None else r.score_gap * (1 if r.p >= 0.5 else -1) for _, r in rows]
         return Pairs(
             chosen=torch.tensor([place[n, r.images[r.p < 0.5]] for n, r in rows]),
             rejected=torch.tensor([place[n, r.images[r.p >= 0.5]] for n, r in rows]),

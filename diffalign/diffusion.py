@@ -52,6 +52,14 @@ class Process(ABC):
     def model_time(self, t: Tensor) -> Tensor:
         """Time as the denoiser expects it."""
 
+    @abstractmethod
+    def epsilon_share(self, noised: Noised) -> Tensor:
+        """Squared error of the noise / squared error of the target, (images,), float64."""
+
+    @abstractmethod
+    def noise_to_signal(self) -> np.ndarray:
+        """1 / sqrt(SNR) over all steps of the schedule, or over 1000 equal times, float64; infinite at pure noise."""
+
 
 @functools.cache
 def alphas_cumprod(schedule: str, start: float, end: float, steps: int, zero_terminal_snr: bool) -> np.ndarray:
@@ -106,12 +114,13 @@ class VP(Process):
     def time(self, u: Tensor) -> Tensor:
         return (u.double() * self.steps).long().clamp(max=self.steps - 1)
 
-    def _roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t) per image, shaped and typed to multiply `like`."""
         bar = torch.from_numpy(self.bars).to(t.device)[t]
         return tuple(r.to(like.dtype)[:, None, None, None] for r in (bar.sqrt(), (1 - bar).sqrt()))
 
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:
-        a, s = self._roots(t, x0)
+        a, s = self.roots(t, x0)
         target = {EPSILON: eps, SAMPLE: x0}.get(self.prediction)
         if target is None:
             target = a * eps - s * x0
@@ -121,7 +130,7 @@ class VP(Process):
     def express(self, output: Tensor, noised: Noised) -> Tensor:
         if self.network == self.prediction:
             return output
-        a, s = self._roots(noised.t, output)
+        a, s = self.roots(noised.t, output)
         x_t = noised.x_t.to(output.dtype)
         if self.network == EPSILON:
             x0, eps = (x_t - s * output) / a, output
@@ -133,6 +142,14 @@ class VP(Process):
 
     def model_time(self, t: Tensor) -> Tensor:
         return t
+
+    def epsilon_share(self, noised: Noised) -> Tensor:
+        snr = noised.snr.double()
+        return {EPSILON: torch.ones_like(snr), V: snr / (1 + snr), SAMPLE: snr}[self.prediction]
+
+    def noise_to_signal(self) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.sqrt((1 - self.bars) / self.bars)
 
 
 @final
@@ -155,34 +172,12 @@ class Flow(Process):
     def model_time(self, t: Tensor) -> Tensor:
         return self.scale * t
 
+    def epsilon_share(self, noised: Noised) -> Tensor:
+        return (1 - noised.t.double()) ** 2
 
-class TimeLaw(ABC):
-    """How often each time is drawn: u uniform in (0, 1) -> quantile in (0, 1); subclasses are final."""
-
-    @abstractmethod
-    def __call__(self, u: Tensor) -> Tensor:
-        """Uniform numbers, float64 -> quantiles that `Process.time` reads."""
-
-
-@final
-@dataclass(frozen=True)
-class Uniform(TimeLaw):
-    """q = u."""
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return u
-
-
-@final
-@dataclass(frozen=True)
-class LogitNormal(TimeLaw):
-    """q = sigmoid(mean + std * Phi^-1(u)).  Stable Diffusion 3, arXiv 2403.03206, section 3.1."""
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+    def noise_to_signal(self) -> np.ndarray:
+        t = (np.arange(1000) + 0.5) / 1000
+        return t / (1 - t)
 
 
 def draw_time(seed: int, group: str, draw: int) -> float:

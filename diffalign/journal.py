@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffalign import folders
+from diffalign import folders, weights
 from diffalign.records import InputError
-from diffalign.run import Run, differences, to_data
+from diffalign.run import Frozen, LoRA, Run, differences, to_data
 
 _FREE = ("out", "log_every", "save_every", "keep")
 
@@ -19,6 +19,7 @@ def claim(out: Path, run: Run, recipe: dict[str, str], threads: int) -> None:
         "recipe": recipe,
         "threads": threads,
         "data": folders.open_folder(Path(run.data), "pair").fingerprint,
+        "starts": _starts(run),
         "versions": folders.versions(),
         "command": " ".join(["diffalign", *sys.argv[1:]]),
     }
@@ -28,6 +29,7 @@ def claim(out: Path, run: Run, recipe: dict[str, str], threads: int) -> None:
         same = {k: v for k, v in found["run"].items() if k not in _FREE}
         changed = differences(same, {k: v for k, v in data["run"].items() if k not in _FREE})
         changed += differences(found["data"], data["data"], "data (content)")
+        changed += differences(found["starts"], data["starts"], "content of")
         changed += differences(found["threads"], threads, "threads")
         if changed:
             raise InputError(f"{out}: holds another run ({'; '.join(changed)}); choose another --out or the old values")
@@ -35,6 +37,17 @@ def claim(out: Path, run: Run, recipe: dict[str, str], threads: int) -> None:
     if (out / "metrics.jsonl").exists() or (out / "policy").exists():
         raise InputError(f"{out}: holds results without a run.json; choose another --out")
     folders.write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _starts(run: Run) -> dict[str, str]:
+    """Fingerprints of the adapters and weights that policy and past selves start from, by their place."""
+    places = [run.policy.start] if isinstance(run.policy, LoRA) else []
+    places += [kind.path for kind in (run.reference, run.old) if isinstance(kind, Frozen)]
+    found = {}
+    for place in filter(None, places):
+        there = Path(place)
+        found[place] = weights.fingerprint(weights.adapter_file(there) if isinstance(run.policy, LoRA) else there)
+    return found
 
 
 def read(out: Path) -> dict[str, Any]:

@@ -10,19 +10,30 @@ NAMES = ("loss", "margin", "accuracy", "chosen_error", "rejected_error")
 
 
 def errors(
-    new: Tensor, reference: Tensor | None, noised: Noised, judgement: Judgement, needs: tuple[str, ...]
+    new: Tensor,
+    reference: Tensor | None,
+    old: Tensor | None,
+    noised: Noised,
+    judgement: Judgement,
+    needs: tuple[str, ...],
+    scale: Tensor | None = None,
 ) -> Errors:
-    """Mean squared residuals per image, and the mean inner products an objective needs.
+    """Mean squared residuals per image, and the mean inner products an objective needs, times `scale` where given.
 
-    new, reference: residuals (images, c, h, w), float32 or float64; reference without gradient, or None.
+    new, reference, old: residuals (images, c, h, w), float32 or float64; reference and old without gradient, or None.
+    scale: (images,), equal within a group.
     """
+    weight = torch.ones_like(new[:, 0, 0, 0]) if scale is None else scale.to(new.dtype)
     cross = {}
     if "policy_reference" in needs:
-        cross["policy_reference"] = _mean(new * reference)
+        cross["policy_reference"] = weight * _mean(new * reference)
+    if "policy_old" in needs:
+        cross["policy_old"] = weight * _mean(new * old)
     if "chosen_rejected" in needs and isinstance(judgement, Pairs):
-        cross["chosen_rejected"] = _mean(new[judgement.chosen] * new[judgement.rejected])
-    old = None if reference is None else _mean(reference.square())
-    return Errors(_mean(new.square()), old, cross=cross, t=noised.t, snr=noised.snr)
+        chosen, rejected = judgement.chosen, judgement.rejected
+        cross["chosen_rejected"] = weight[chosen] * _mean(new[chosen] * new[rejected])
+    squares = [None if r is None else weight * _mean(r.square()) for r in (new, reference, old)]
+    return Errors(*squares, cross=cross, t=noised.t, snr=noised.snr)
 
 
 def _mean(values: Tensor) -> Tensor:

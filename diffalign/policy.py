@@ -1,6 +1,6 @@
 """The denoiser in training and its past self: the only file that knows LoRA."""
 
-import copy
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,35 +11,54 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign import checkpoint
+from diffalign import checkpoint, weights
 from diffalign.backbones.base import Backbone
 from diffalign.records import InputError
-from diffalign.run import Adaptation, Full, LoRA
+from diffalign.run import EMA, Adaptation, Frozen, LoRA, Reference
 from diffalign.streams import stream
 
 
 class Policy:
-    """The denoiser in training, its trainable parameters by name, and the reference it is anchored to.
+    """The denoiser in training, its trainable parameters by name, and its past selves.
 
-    With LoRA the reference is the same network with its adapters off, without a copy; with full training it is a
-    frozen copy. `reference_free` spares the copy.
+    A past self is a second copy of the trainable tensors, lent to the network while it is asked; of LoRA that starts at
+    zero, the one that stays at step 0 needs no copy, the adapters are off. `reference` and `old` None: not made.
     """
 
-    def __init__(self, backbone: Backbone, adaptation: Adaptation, seed: int, *, reference_free: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        adaptation: Adaptation,
+        seed: int,
+        *,
+        reference: Reference | None,
+        old: Reference | None = None,
+    ) -> None:
         self.backbone, self.adaptation = backbone, adaptation
         self.denoiser = backbone.denoiser
         self._adapters: list[BaseTunerLayer] = []
-        self._frozen: nn.Module | None = None
         if isinstance(adaptation, LoRA):
             self._add_adapters(adaptation, seed)
         else:
-            self._frozen = None if reference_free else copy.deepcopy(self.denoiser).requires_grad_(False)
             self.denoiser.requires_grad_(True)
         self.parameters: dict[str, nn.Parameter] = {
             n: p for n, p in self.denoiser.named_parameters() if p.requires_grad
         }
+        if isinstance(adaptation, LoRA) and adaptation.start:
+            self.restore(self._read(Path(adaptation.start)))
+        self._kinds = {n: k for n, k in (("reference", reference), ("old", old)) if k is not None}
+        self._pasts = {name: self._begin(kind) for name, kind in self._kinds.items()}
+
+    def _begin(self, kind: Reference) -> dict[str, Tensor] | None:
+        """The tensors of a past self at step 0, or None where turning the adapters off gives it."""
+        if isinstance(kind, Frozen) and kind.path:
+            return self._read(Path(kind.path))
+        if isinstance(kind, Frozen) and isinstance(self.adaptation, LoRA) and not self.adaptation.start:
+            return None
+        return {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def _add_adapters(self, lora: LoRA, seed: int) -> None:
         targets = list(lora.targets or self.backbone.targets)
@@ -62,31 +81,69 @@ class Policy:
         self._adapters = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
 
     @contextmanager
-    def reference(self, denoiser: nn.Module) -> Iterator[nn.Module]:
-        """The denoiser as it was at step 0, without gradient; `denoiser` is the policy's, wrapped or not."""
-        if isinstance(self.adaptation, Full):
-            if self._frozen is None:
-                raise InputError("a reference was asked for, but the objective is reference-free")
-            with torch.no_grad():
-                yield self._frozen
-            return
-        with torch.no_grad(), _off(self._adapters):
+    def past(self, name: str, denoiser: nn.Module) -> Iterator[nn.Module]:
+        """The denoiser as its past self `name` ("reference" or "old"), without gradient.
+
+        `denoiser` is the policy's, wrapped or not. No backward pass of the policy may be pending: its weights are away.
+        """
+        if name not in self._pasts:
+            raise InputError(f"the {name} policy was asked for, but the objective compares with none")
+        tensors = self._pasts[name]
+        with torch.no_grad(), _off(self._adapters) if tensors is None else _lent(self.parameters, tensors):
             yield denoiser
+
+    def reference(self, denoiser: nn.Module) -> Any:
+        """`past("reference", denoiser)`."""
+        return self.past("reference", denoiser)
+
+    @torch.no_grad()
+    def follow(self, name: str, step: int) -> bool:
+        """Move the past self `name` as is due after `step` optimizer steps; whether it moved."""
+        kind = self._kinds.get(name, Frozen())
+        if isinstance(kind, Frozen) or step % kind.every:
+            return False
+        for n, p in self.parameters.items():
+            if isinstance(kind, EMA):
+                self._pasts[name][n].lerp_(p, 1 - kind.decay)
+            else:
+                self._pasts[name][n].copy_(p)
+        return True
+
+    def moving(self) -> dict[str, Tensor]:
+        """The tensors of the past selves that move, by "name.tensor": what a checkpoint holds of them."""
+        found = {n: t for n, t in self._pasts.items() if t is not None and not isinstance(self._kinds[n], Frozen)}
+        return {f"{name}.{n}": t for name, tensors in found.items() for n, t in tensors.items()}
 
     def state(self) -> dict[str, Tensor]:
         """The trainable tensors by name."""
         return {name: parameter.data for name, parameter in self.parameters.items()}
 
-    @torch.no_grad()
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Copy trainable tensors back; raises InputError naming the first one that is missing, foreign or of another
-        shape.
+    def restore(self, state: dict[str, Tensor], moving: dict[str, Tensor] | None = None) -> None:
+        """Copy trainable tensors, and those of the moving past selves, back.
+
+        Raises InputError naming the first one that is missing, foreign or of another shape.
         """
-        for name in sorted(set(state) | set(self.parameters)):
-            if name not in state or name not in self.parameters or state[name].shape != self.parameters[name].shape:
-                raise InputError(f"checkpoint: tensor {name} does not fit this policy")
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[name])
+        _copy(state, self.state(), "checkpoint")
+        _copy(moving or {}, self.moving() if moving is not None else {}, "checkpoint")
+
+    def _read(self, place: Path) -> dict[str, Tensor]:
+        """Trainable tensors from an adapter, or with full training from a folder of weights.
+
+        Raises InputError naming the file, where it does not fit this policy.
+        """
+        if isinstance(self.adaptation, LoRA):
+            file = weights.adapter_file(place)
+            found = _adapter(file, self.backbone.part, self.adaptation)
+        else:
+            folder = next((f for f in (place / "policy", place) if f.is_dir()), place) / self.backbone.part
+            file, found = folder, {}
+            for part in sorted(folder.glob("*.safetensors")):
+                found |= {n: t for n, t in _tensors(part)[0].items() if n in self.parameters}
+            if not found:
+                raise InputError(f"{folder}: holds no safetensors of the denoiser")
+        read = {n: torch.empty_like(p.data) for n, p in self.parameters.items()}
+        _copy(found, read, str(file))
+        return read
 
     def export(self, folder: Path) -> None:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`."""
@@ -100,6 +157,52 @@ class Policy:
 
     def _metadata(self) -> dict[str, Any]:
         return self.denoiser.peft_config["default"].to_dict()
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor], where: str) -> None:
+    for name in sorted(set(source) | set(target)):
+        if name not in source or name not in target or source[name].shape != target[name].shape:
+            raise InputError(f"{where}: tensor {name} does not fit this policy")
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file."""
+    try:
+        with safe_open(file, "pt") as found:
+            return {k: found.get_tensor(k) for k in found.keys()}, found.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: is not a whole safetensors file ({str(error)[:80]})") from None
+
+
+def _adapter(file: Path, part: str, lora: LoRA) -> dict[str, Tensor]:
+    """The tensors of an adapter in diffusers' layout under the names they have here, B scaled to alpha / rank here."""
+    tensors, metadata = _tensors(file)
+    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    rank = config.get(f"{part}.r", lora.rank)
+    if rank != lora.rank:
+        raise InputError(f"{file}: has rank {rank}, expected that of the policy, {lora.rank}")
+    scale = config.get(f"{part}.lora_alpha", rank) / lora.alpha
+    named = {}
+    for name, tensor in tensors.items():
+        inner = name.removeprefix(f"{part}.").replace(".lora_A.", ".lora_A.default.")
+        named[inner.replace(".lora_B.", ".lora_B.default.")] = tensor * scale if ".lora_B." in name else tensor
+    return named
+
+
+@contextmanager
+def _lent(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Other tensors in the place of the parameters'."""
+    kept = {n: p.data for n, p in parameters.items()}
+    try:
+        for n, p in parameters.items():
+            p.data = tensors[n]
+        yield
+    finally:
+        for n, p in parameters.items():
+            p.data = kept[n]
 
 
 @contextmanager

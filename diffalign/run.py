@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 from abc import ABC
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from diffalign import places
-from diffalign.diffusion import TimeLaw, Uniform
+from diffalign.inversion import Inversion
 from diffalign.objectives.base import Objective
 from diffalign.records import InputError
+from diffalign.times import TimeLaw, Uniform, Unweighted, Weighting
 
 
 class Adaptation(ABC):  # noqa: B024
@@ -23,11 +25,16 @@ class Adaptation(ABC):  # noqa: B024
 @final
 @dataclass(frozen=True)
 class LoRA(Adaptation):
-    """Low-rank adapters, W + alpha/rank B A with B = 0 at the start; `targets` empty means the family's own."""
+    """Low-rank adapters, W + alpha/rank B A with B = 0 at the start; `targets` empty means the family's own.
+
+    `start` names an adapter (file, or folder of a run) of the same rank and targets to go on from: the previous
+    round's, or one of supervised fine-tuning. The reference `Frozen()` is then the denoiser with that adapter.
+    """
 
     rank: int = 16
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
+    start: str = ""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
@@ -38,6 +45,59 @@ class LoRA(Adaptation):
 @dataclass(frozen=True)
 class Full(Adaptation):
     """All weights of the denoiser."""
+
+
+class Reference(ABC):  # noqa: B024
+    """Which past self of the policy it is compared with: an empty base, by which flags narrow to the recipe's class."""
+
+
+@final
+@dataclass(frozen=True)
+class Frozen(Reference):
+    """The policy as it was at step 0, or the adapter or weights at `path` (SPIN: the previous round's), for ever.
+
+    With LoRA it costs nothing (adapters off), or a second copy of the adapter where `path` or `LoRA.start` is given;
+    with full training, a second copy of the weights. `path` is an adapter or a run's folder, with full training a
+    model's or a run's folder.
+    """
+
+    path: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class HardCopy(Reference):
+    """The policy, copied every `every` steps; costs a second copy of what is trained.
+
+    `until_divergence` > 0 stops the copying for good once D(reference, start) exceeds it: the mean error of the
+    reference less that of the policy at step 0, over the winners of `probe` fixed groups at fixed times and noise
+    (one more pass over these after each copy). Rethinking DPO, arXiv 2505.18736: every 16 to 64 steps, 0.005 (SD1.5)
+    or 0.002 (SDXL); the estimate's normalisation is ours.
+    """
+
+    every: int = 32
+    until_divergence: float = 0.0
+    probe: int = 64
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.probe < 1 or not 0 <= self.until_divergence < math.inf:
+            raise ValueError(f"{self}: every and probe at least 1, until_divergence at least 0 (0: never)")
+
+
+@final
+@dataclass(frozen=True)
+class EMA(Reference):
+    """reference <- decay * reference + (1 - decay) * policy, every `every` steps; a second copy of what is trained.
+
+    Of LoRA the factors A and B are averaged, not their product.
+    """
+
+    decay: float = 0.999
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.decay < 1:
+            raise ValueError(f"{self}: every at least 1, decay in [0, 1)")
 
 
 @final
@@ -64,14 +124,46 @@ class Schedule:
 @final
 @dataclass(frozen=True)
 class States:
-    """Where noisy states come from: the time law, and whether a group shares one noise or each image has its own.
+    """Where noisy states come from, and what an error at each of them weighs.
 
-    `prediction` measures the error in another parametrisation than the network's ("epsilon", "v_prediction", "sample").
+    Attributes:
+        times: Law of the one time that a group has.
+        noise: Whether a group shares one noise or each image has its own.
+        inversion: Reach x_t by DDIM inversion instead of noise; steps = 0 does not.
+        weighting: What the time of a group weighs, lambda(t).
+        weighs: "loss" multiplies each judgement's loss by lambda; "errors" multiplies the errors of policy and
+            reference, and so any margin that is linear in them (Rethinking DPO has lambda inside the logit).
+        prediction: Measure the error in another parametrisation than the network's.
+        zero_terminal_snr: Shift the schedule so that its last step is pure noise (SDXL-Turbo).
     """
 
     times: TimeLaw = field(default_factory=Uniform)
     noise: Literal["shared", "independent"] = "shared"
+    inversion: Inversion = field(default_factory=Inversion)
+    weighting: Weighting = field(default_factory=Unweighted)
+    weighs: Literal["loss", "errors"] = "loss"
     prediction: Literal["native", "epsilon", "v_prediction", "sample"] = "native"
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inversion.steps and self.noise != "shared":
+            raise ValueError(f"noise = {self.noise}: an inverted state draws none; only inversion.noise adds some")
+
+
+@final
+@dataclass(frozen=True)
+class Curriculum:
+    """Groups by score gap, the widest (easiest) first: one of `stages` equal parts more every `every` steps.
+
+    One stage is no curriculum. Curriculum-DPO, arXiv 2405.13637: 6 stages of 500 steps, easiest by the gap of rewards.
+    """
+
+    stages: int = 1
+    every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.stages < 1 or self.every < 1:
+            raise ValueError(f"{self}: expected numbers of at least 1")
 
 
 @final
@@ -83,13 +175,20 @@ class Run:
         model: Model folder in diffusers' layout, or a hub id.
         objective: How to align.
         policy: What is trained: LoRA or Full.
+        reference: What the policy is compared with: Frozen, HardCopy or EMA. Not made for objectives without reference.
+        old: The previous policy, for objectives that compare with one too (NFT, DGPO, CRD): Frozen, HardCopy or EMA.
         states: Where noisy states come from.
         data: Record folder of judgements (what `pair` writes).
+        labels: "swapped" reads every judgement the other way round (for the model of a negative branch, NPO).
+        captions: "own" shows an image under its own caption where it has one, else under its prompt (DCPO).
+        curriculum: Order of the data by score gap.
         out: Run folder to write.
         seed: Names every random stream of the run.
         steps: Optimizer steps.
         batch: Groups per optimizer step, over all processes.
         micro_batch: Groups per forward pass; 0 means the whole batch of a process.
+        parity: Over what statistics that couple a batch are taken: the optimizer batch, or each micro-batch of each
+            process ("micro"), as the papers' code has it.
         resolution: Height and width of the training pictures in pixels.
         optimizer: Optimizer and gradient clipping.
         schedule: Learning-rate schedule.
@@ -103,13 +202,19 @@ class Run:
     model: str
     objective: Objective
     policy: Adaptation = field(default_factory=LoRA)
+    reference: Reference = field(default_factory=Frozen)
+    old: Reference = field(default_factory=Frozen)
     states: States = field(default_factory=States)
     data: str = ""
+    labels: Literal["as_given", "swapped"] = "as_given"
+    captions: Literal["prompt", "own"] = "prompt"
+    curriculum: Curriculum = field(default_factory=Curriculum)
     out: str = ""
     seed: int = 0
     steps: int = 1000
     batch: int = 16
     micro_batch: int = 0
+    parity: Literal["batch", "micro"] = "batch"
     resolution: int = 512
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
@@ -127,6 +232,13 @@ class Run:
             raise ValueError(
                 f"micro_batch = {self.micro_batch}, caption_dropout = {self.caption_dropout}: out of range"
             )
+        if self.reference != Frozen():
+            self.objective.check_reference(True)
+        name = type(self.objective).__name__
+        if self.old != Frozen() and not self.objective.needs_old:
+            raise ValueError(f"{name} compares with no previous policy, but old = {self.old} was asked for")
+        if isinstance(self.old, HardCopy) and self.old.until_divergence:
+            raise ValueError("old.until_divergence: only the reference stops by its divergence")
 
 
 def to_data(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from diffalign import backbones, cache, checkpoint, dataset, journal, measuring, weights
-from diffalign.backbones.base import Conditioning, residuals, select
-from diffalign.diffusion import VP, Noised, Process, draw_noise, draw_time
+from diffalign import backbones, checkpoint, dataset, journal, measuring, states
+from diffalign.backbones.base import Conditioning, residuals
+from diffalign.diffusion import Noised
 from diffalign.objectives.base import Errors, Judgement, to
 from diffalign.policy import Policy
 from diffalign.progress import track
 from diffalign.records import InputError
-from diffalign.run import Run
-from diffalign.streams import stream
+from diffalign.run import HardCopy, Run
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,20 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         device = self.accelerator.device
         self.narrow = run.precision == "bfloat16"
-        self.data = dataset.Dataset(Path(run.data))
+        self.data = dataset.Dataset(Path(run.data), captions=run.captions, labels=run.labels)
         if run.batch % self.world:
             raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
         self._check_kind()
         self.backbone = backbones.load(run.model, device=device)
-        self.process = _in_prediction(self.backbone.process, run.states.prediction)
+        self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
-        self.shape = self.backbone.latent_shape(run.resolution, run.resolution)
+        self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
         with self.accelerator.main_process_first():
-            self.latents, self.embeddings = self._caches(Path(run.out) / "cache")
-        self.negative = self.backbone.encode_negative()
-        self.policy = Policy(self.backbone, run.policy, run.seed, reference_free=run.objective.reference_free)
+            self.material = states.prepare(run, self.data, self.backbone, Path(run.out) / "cache")
+        inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
+        reference = None if run.objective.reference_free and not inverts else run.reference
+        old = run.old if run.objective.needs_old else None
+        self.policy = Policy(self.backbone, run.policy, run.seed, reference=reference, old=old)
         self.denoiser = self.policy.denoiser
         if self.world > 1:
             self.denoiser = self.accelerator.prepare_model(self.denoiser)
@@ -63,6 +64,9 @@ class Trainer:
         parameters = list(self.policy.parameters.values())
         self.optimizer = torch.optim.AdamW(parameters, weight_decay=run.optimizer.weight_decay, **options)
         self.step = 0
+        self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
+        self.divergence = 0.0
+        self.start_error = self._winner_error() if self.limit else 0.0
 
     def _check_kind(self) -> None:
         kinds = {"pair": "Pairs", "unpaired": "Unpaired", "ranking": "Ranking", "advantages": "Advantages"}
@@ -73,51 +77,25 @@ class Trainer:
                 f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from {wanted}"
             )
 
-    def _caches(self, folder: Path) -> tuple[cache.Store, cache.Store]:
-        model = weights.fingerprint(weights.locate(self.run.model))
-        images, prompts = self.data.image_ids(), self.data.prompt_ids()
-        key = {"model": model, "resolution": self.run.resolution}
-        size = self.run.resolution
-        latents = cache.fill(folder / "latents", key, images, self._encode_images, _cutter("latents", 16))
-        rows = [self.data.images[i] for i in images]
-        sizes = self.backbone.size_conditioning([(r["height"], r["width"]) for r in rows], (size, size))
-        self.sizes = {"order": {name: i for i, name in enumerate(images)}, "rows": sizes}
-        embeddings = cache.fill(
-            folder / "prompts", {"model": model}, prompts, self._encode_prompts, _cutter("prompts", 32)
-        )
-        return latents, embeddings
-
-    def _encode_images(self, ids: Sequence[str]) -> dict[str, Tensor]:
-        found = dict(dataset.pixels(self.data.folder, ids, self.run.resolution))
-        latents = self.backbone.encode_images(torch.stack([found[i] for i in ids]))
-        bad = [i for i, ok in zip(ids, latents.isfinite().flatten(1).all(1).tolist(), strict=True) if not ok]
-        if bad:
-            raise InputError(f"{self.data.folder}: the latents of image {bad[0]} are not finite")
-        return {"latents": latents}
-
-    def _encode_prompts(self, ids: Sequence[str]) -> dict[str, Tensor]:
-        return self.backbone.encode_prompts([self.data.texts[i] for i in ids])
-
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.run.steps:
             yield self._advance()
 
     def _advance(self) -> Step:
         run = self.run
-        visits = self.data.visits(run.seed, self.step, run.batch)
+        visits = self.data.visits(run.seed, self.step, run.batch, run.curriculum.stages, run.curriculum.every)
         total_weight = dataset.judge(visits, self.data.kind).weight.sum().item()
-        mine = visits[self.rank :: self.world]
-        size = run.micro_batch or len(mine)
-        parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-        coupled = self._gather(parts) if run.objective.coupled and (len(parts) > 1 or self.world > 1) else None
+        parts = self._parts(visits)
+        together = run.parity == "batch" and (len(parts) > 1 or self.world > 1)
+        coupled = self._gather(parts) if run.objective.coupled and together else None
         sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         self.denoiser.train(False)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.denoiser):
-                errors, judgement = self._measure(part)
+                errors, judgement, weight = self._measure(part)
                 outcome = run.objective(errors, judgement, coupled)
-                loss = (judgement.weight.to(outcome.loss.dtype) * outcome.loss).sum() / total_weight
+                loss = (weight.to(outcome.loss.dtype) * outcome.loss).sum() / total_weight
                 (loss * self.world).backward()
             sums += measuring.sums(errors, judgement, outcome, loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), run.optimizer.max_grad_norm)
@@ -127,82 +105,105 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._move()
         sums = self.accelerator.reduce(sums) if self.world > 1 else sums
-        metrics = measuring.means(sums, reference_free=run.objective.reference_free)
-        return Step(self.step, metrics | {"gradient_norm": norm}, lr)
+        metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
+        if self.limit:
+            metrics["reference_divergence"] = sums.new_tensor(self.divergence)
+        return Step(self.step, metrics, lr)
+
+    def _parts(self, visits: Sequence[dataset.Visit]) -> list[Sequence[dataset.Visit]]:
+        """This process's share of the visits, cut into micro-batches."""
+        mine = visits[self.rank :: self.world]
+        size = self.run.micro_batch or max(1, len(mine))
+        return [mine[i : i + size] for i in range(0, len(mine), size)]
 
     @torch.no_grad()
     def _gather(self, parts: Sequence[Sequence[dataset.Visit]]) -> Tensor:
-        total = sum(self.run.objective.gather(*self._measure(part)) for part in parts)
+        total = sum(self.run.objective.gather(*self._measure(part)[:2]) for part in parts)
         return self.accelerator.reduce(total) if self.world > 1 else total
 
-    def _measure(self, visits: Sequence[dataset.Visit]) -> tuple[Errors, Judgement]:
-        device, objective = self.accelerator.device, self.run.objective
-        noised, conditioning = self._noised(visits), self._conditioning(visits)
+    def _measure(self, visits: Sequence[dataset.Visit]) -> tuple[Errors, Judgement, Tensor]:
+        """Errors of the images of the visits, what is known about them, and the weight of each judgement's loss."""
+        run, objective, device = self.run, self.run.objective, self.accelerator.device
+        conditioning = self._conditioning(visits)
+        noised = self._noised(visits, conditioning)
         judgement = to(dataset.judge(visits, self.data.kind), device)
-        narrow = torch.autocast(device.type, torch.bfloat16, enabled=self.narrow)
+        reference = None if objective.reference_free else self._past("reference", noised, conditioning)
         old = None
-        if not objective.reference_free:
-            with self.policy.reference(self.denoiser) as denoiser, narrow:
-                old = residuals(self.backbone, denoiser, noised, conditioning)
-        with narrow:
+        if objective.needs_old:
+            same = run.old == run.reference and reference is not None
+            old = reference if same else self._past("old", noised, conditioning)
+        with self._narrow():
             new = residuals(self.backbone, self.denoiser, noised, conditioning)
-        return measuring.errors(new, old, noised, judgement, objective.needs), judgement
+        scale = run.states.weighting(noised, self.process)
+        if run.states.weighs == "errors":
+            weight = judgement.weight
+        else:
+            weight, scale = judgement.weight * judgement.mean(scale), None
+        return measuring.errors(new, reference, old, noised, judgement, objective.needs, scale), judgement, weight
 
-    def _noised(self, visits: Sequence[dataset.Visit]) -> Noised:
-        run, device = self.run, self.accelerator.device
-        ids = [i for v in visits for i in v.group.images]
-        x0 = self.latents.rows(ids)["latents"].to(device, non_blocking=True)
-        u = [draw_time(run.seed, v.group.id, v.draw) for v in visits for _ in v.group.images]
-        independent = run.states.noise == "independent"
-        eps = [
-            torch.from_numpy(draw_noise(run.seed, v.group.id, v.draw, i if independent else None, tuple(self.shape)))
-            for v in visits
-            for i in v.group.images
-        ]
-        t = self.process.time(run.states.times(torch.tensor(u, dtype=torch.float64)))
-        return self.process.noise(x0, torch.stack(eps).to(x0), t.to(device))
+    def _narrow(self) -> torch.autocast:
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.narrow)
+
+    def _past(self, name: str, noised: Noised, conditioning: Conditioning) -> Tensor:
+        with self.policy.past(name, self.denoiser) as denoiser, self._narrow():
+            return residuals(self.backbone, denoiser, noised, conditioning)
 
     def _conditioning(self, visits: Sequence[dataset.Visit]) -> Conditioning:
-        run, device = self.run, self.accelerator.device
-        rows = self.embeddings.rows([v.group.prompt for v in visits])
-        if run.caption_dropout:
-            for i, v in enumerate(visits):
-                if stream("caption", run.seed, v.group.id, v.draw).random() < run.caption_dropout:
-                    for name in rows:
-                        rows[name][i] = self.negative[name][0]
-        repeats = torch.tensor([len(v.group.images) for v in visits])
-        order = torch.tensor([self.sizes["order"][i] for v in visits for i in v.group.images])
-        rows = select(rows, torch.arange(len(visits)).repeat_interleave(repeats)) | select(self.sizes["rows"], order)
-        return {name: value.to(device, non_blocking=True) for name, value in rows.items()}
+        rows = states.conditioning(self.run, self.data, self.material, visits)
+        return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in rows.items()}
+
+    def _noised(self, visits: Sequence[dataset.Visit], conditioning: Conditioning) -> Noised:
+        run, device, inversion = self.run, self.accelerator.device, self.run.states.inversion
+        x0, t = (v.to(device) for v in states.clean(run, self.process, self.material, visits))
+        if not inversion.steps:
+            return states.forward(run, self.process, x0, t, visits)
+        by_reference = inversion.by == "reference"
+        past = self.policy.reference(self.denoiser) if by_reference else contextlib.nullcontext(self.denoiser)
+        with past as denoiser, self._narrow():
+            negative = self.material.negative
+            epsilon = states.epsilon(self.backbone, denoiser, conditioning, negative, inversion.guidance)
+            return states.inverted(run, self.process, epsilon, x0, t, visits)
+
+    def _move(self) -> None:
+        """Move the past selves that are due, and take the reference's divergence from the start where that ends it."""
+        self.policy.follow("old", self.step)
+        if (not self.limit or self.divergence <= self.limit) and self.policy.follow("reference", self.step):
+            self.divergence = self._winner_error() - self.start_error if self.limit else 0.0
+
+    def _winner_error(self) -> float:
+        """Mean reference error over the winners of the run's first groups, at their first forward noise."""
+        run = self.run
+        groups = min(run.reference.probe, len(self.data.groups))
+        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for part in self._parts(self.data.visits(run.seed, 0, groups)):
+            x0, t = (v.to(total.device) for v in states.clean(run, self.process, self.material, part))
+            noised = states.forward(run, self.process, x0, t, part)
+            squares = self._past("reference", noised, self._conditioning(part)).square().flatten(1).mean(1)
+            winners = to(dataset.judge(part, self.data.kind), total.device).winner(squares)
+            total += torch.stack([winners.double().sum(), total.new_tensor(len(winners))])
+        total = self.accelerator.reduce(total) if self.world > 1 else total
+        return float(total[0] / total[1])
 
     def save(self, folder: Path) -> None:
-        """Write policy, optimizer and step, whole or not at all."""
+        """Write policy, moving past selves, optimizer and step, whole or not at all."""
         moments = {f"{n}.{k}": v for n, p in self.policy.parameters.items() for k, v in self.optimizer.state[p].items()}
-        checkpoint.save(folder, {"policy": self.policy.state(), "optimizer": moments}, {"step": self.step})
+        tensors = {"policy": self.policy.state(), "optimizer": moments}
+        if moving := self.policy.moving():
+            tensors["pasts"] = moving
+        checkpoint.save(folder, tensors, {"step": self.step, "divergence": self.divergence})
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint; raises InputError where it is damaged or of another policy."""
         tensors, data = checkpoint.load(folder)
-        self.policy.restore(tensors["policy"])
+        self.policy.restore(tensors["policy"], tensors.get("pasts", {}))
         for name, parameter in self.policy.parameters.items():
             moments = {k: tensors["optimizer"][f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
             self.optimizer.state[parameter] = {
                 k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
             }
-        self.step = data["step"]
-
-
-def _in_prediction(process: Process, prediction: str) -> Process:
-    if prediction == "native":
-        return process
-    if not isinstance(process, VP):
-        raise InputError(f"states.prediction = {prediction}: this model is a flow, whose error is measured in velocity")
-    return dataclasses.replace(process, prediction=prediction)
-
-
-def _cutter(title: str, size: int) -> Callable[[Sequence[str]], Iterable[Sequence[str]]]:
-    return lambda ids: track(list(cache.cut(ids, size)), title, math.ceil(len(ids) / size))
+        self.step, self.divergence = data["step"], data["divergence"]
 
 
 def factor(run: Run, step: int) -> float:

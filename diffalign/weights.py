@@ -49,6 +49,18 @@ def index(folder: Path) -> dict:
     return found
 
 
+def adapter_file(place: Path) -> Path:
+    """The safetensors file of an adapter: the file itself, or the one in a folder or in a run's `policy/`."""
+    if place.is_dir():
+        known = [place / "pytorch_lora_weights.safetensors", place / "policy" / "pytorch_lora_weights.safetensors"]
+        place = next((p for p in known if p.is_file()), known[0])
+    if not place.is_file():
+        raise InputError(f"{place}: no such adapter file")
+    if place.suffix != ".safetensors":
+        raise InputError(f"{place}: expected a .safetensors file; pickled weights are never loaded")
+    return place
+
+
 def fingerprint(place: Path) -> str:
     """blake2b-128 of a file, or of all configuration and weight files below a folder, by relative path and content."""
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".json", ".safetensors"))

@@ -1,0 +1,147 @@
+"""Visits -> what the networks are shown: noisy states with their targets, and the conditioning beside them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffalign import cache, dataset, inversion, weights
+from diffalign.backbones.base import Backbone, Conditioning, select
+from diffalign.dataset import Dataset, Visit
+from diffalign.diffusion import EPSILON, VP, Noised, Process, draw_noise, draw_time
+from diffalign.progress import track
+from diffalign.records import InputError
+from diffalign.run import Run, States
+from diffalign.streams import normal, stream
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run computes once: latents per image, embeddings per text, sizes per image in the order of `place`."""
+
+    latents: cache.Store
+    embeddings: cache.Store
+    negative: Conditioning
+    sizes: Conditioning
+    place: dict[str, int]
+
+
+def prepare(run: Run, data: Dataset, backbone: Backbone, folder: Path) -> Material:
+    """The material of a run, read from `folder` where it lies there; raises InputError where latents are not finite."""
+    model, size = weights.fingerprint(weights.locate(run.model)), run.resolution
+    images, texts = data.image_ids(), data.text_ids()
+
+    def encode_images(ids: Sequence[str]) -> dict[str, Tensor]:
+        found = dict(dataset.pixels(data.folder, ids, size))
+        latents = backbone.encode_images(torch.stack([found[i] for i in ids]))
+        bad = [i for i, ok in zip(ids, latents.isfinite().flatten(1).all(1).tolist(), strict=True) if not ok]
+        if bad:
+            raise InputError(f"{data.folder}: the latents of image {bad[0]} are not finite")
+        return {"latents": latents}
+
+    def encode_texts(ids: Sequence[str]) -> dict[str, Tensor]:
+        return backbone.encode_prompts([data.texts[i] for i in ids])
+
+    key = {"model": model, "resolution": size}
+    latents = cache.fill(folder / "latents", key, images, encode_images, _cutter("latents", 16))
+    embeddings = cache.fill(folder / "prompts", {"model": model}, texts, encode_texts, _cutter("prompts", 32))
+    shapes = [(data.images[i]["height"], data.images[i]["width"]) for i in images]
+    sizes = backbone.size_conditioning(shapes, (size, size))
+    place = {name: i for i, name in enumerate(images)}
+    return Material(latents, embeddings, backbone.encode_negative(), sizes, place)
+
+
+def _cutter(title: str, size: int) -> Callable[[Sequence[str]], Iterable[Sequence[str]]]:
+    return lambda ids: track(list(cache.cut(ids, size)), title, math.ceil(len(ids) / size))
+
+
+def process(states: States, native: Process) -> Process:
+    """The model's process as `states` wants it; raises InputError where the model has none such."""
+    inversion.check(states.inversion, native)
+    changes = {} if states.prediction == "native" else {"prediction": states.prediction}
+    if states.zero_terminal_snr:
+        changes |= {"zero_terminal_snr": True}
+    if not changes:
+        return native
+    if not isinstance(native, VP):
+        name, value = next(iter(changes.items()))
+        raise InputError(f"states.{name} = {value}: this model is a flow; expected a variance-preserving one")
+    changed = dataclasses.replace(native, **changes)
+    if changed.zero_terminal_snr and changed.prediction != changed.network:
+        raise InputError(
+            f"states.prediction = {changed.prediction}: with zero terminal SNR the last step tells nothing of it to a "
+            f"network that outputs {changed.network}"
+        )
+    return changed
+
+
+def clean(run: Run, process: Process, material: Material, visits: Sequence[Visit]) -> tuple[Tensor, Tensor]:
+    """(x0, t) of the images of the visits, on the host; one time per group."""
+    x0 = material.latents.rows([i for v in visits for i in v.group.images])["latents"]
+    u = [draw_time(run.seed, v.group.id, v.draw) for v in visits for _ in v.group.images]
+    return x0, process.time(run.states.times(torch.tensor(u, dtype=torch.float64)))
+
+
+def forward(run: Run, process: Process, x0: Tensor, t: Tensor, visits: Sequence[Visit]) -> Noised:
+    """x_t by forward noise, named by (group, draw), and by the image where a group does not share it."""
+    shape, independent = tuple(x0.shape[1:]), run.states.noise == "independent"
+    eps = [
+        torch.from_numpy(draw_noise(run.seed, v.group.id, v.draw, i if independent else None, shape))
+        for v in visits
+        for i in v.group.images
+    ]
+    return process.noise(x0, torch.stack(eps).to(x0), t)
+
+
+def inverted(
+    run: Run, process: VP, epsilon: inversion.Epsilon, x0: Tensor, t: Tensor, visits: Sequence[Visit]
+) -> Noised:
+    """x_t by inversion; its noise term is independent per image, named by (group, draw, image, step)."""
+    shape = tuple(x0.shape[1:])
+
+    def draw(step: int) -> Tensor:
+        names = [(v.group.id, v.draw, i, step) for v in visits for i in v.group.images]
+        return torch.stack([torch.from_numpy(normal("inversion", run.seed, *n, shape=shape)) for n in names])
+
+    return inversion.invert(run.states.inversion, process, epsilon, x0, t, draw)
+
+
+def epsilon(
+    backbone: Backbone, denoiser: nn.Module, given: Conditioning, negative: Conditioning, guidance: float
+) -> inversion.Epsilon:
+    """The noise that `denoiser` sees in x_t, by classifier-free guidance where `guidance` is not 1."""
+    reading = dataclasses.replace(backbone.process, prediction=EPSILON)
+
+    def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        shown, time = select(given, rows), reading.model_time(t)
+        if guidance == 1:
+            output = backbone.predict(denoiser, x_t, time, shown)
+        else:
+            empty = {k: negative[k].to(v).expand_as(v) if k in negative else v for k, v in shown.items()}
+            both = {k: torch.cat([empty[k], v]) for k, v in shown.items()}
+            without, towards = backbone.predict(denoiser, torch.cat([x_t, x_t]), time.repeat(2), both).chunk(2)
+            output = without + guidance * (towards - without)
+        wide = torch.float64 if output.dtype == torch.float64 else torch.float32
+        t = t.clamp(min=0)
+        return reading.express(output.to(wide), Noised(x_t, x_t, t, t)).to(x_t.dtype)
+
+    return predict
+
+
+def conditioning(run: Run, data: Dataset, material: Material, visits: Sequence[Visit]) -> Conditioning:
+    """What the denoiser is told of each image, on the host; a dropped caption is dropped for its whole group."""
+    names = [i for v in visits for i in v.group.images]
+    rows = material.embeddings.rows([data.text_of(v.group, i) for v in visits for i in v.group.images])
+    if run.caption_dropout:
+        start = 0
+        for v in visits:
+            end = start + len(v.group.images)
+            if stream("caption", run.seed, v.group.id, v.draw).random() < run.caption_dropout:
+                for name in rows:
+                    rows[name][start:end] = material.negative[name][0]
+            start = end
+    return rows | select(material.sizes, torch.tensor([material.place[n] for n in names]))

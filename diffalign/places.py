@@ -13,7 +13,7 @@ def _shipped(kind: str) -> Path:
 
 
 def asset(name: str) -> Path:
-    """The folder or file `name` (say "shapes/clip") among the shipped assets; raises InputError where it is not there."""
+    """The folder or file `name` (say "shapes/clip") among the shipped assets; raises InputError where it is missing."""
     path = _shipped("assets") / name
     if not path.exists():
         raise InputError(f"{path}: the asset {name!r} is not there; a complete checkout or wheel ships it")
@@ -21,9 +21,9 @@ def asset(name: str) -> Path:
 
 
 def recipe(name: str) -> Path:
-    """The recipe file `name`: that path where it is a file, else the shipped recipe of that name, with or without ".py".
+    """The recipe file `name`: that path where it is a file, else the shipped recipe of that name.
 
-    Raises InputError listing the shipped recipes where there is neither.
+    ".py" may be left out of a shipped name. Raises InputError listing the shipped recipes where there is neither.
     """
     path = Path(name)
     if path.is_file():

@@ -45,7 +45,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a record folder, or one of images with {METADATA}")
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        text = path.read_bytes().decode().removeprefix("\ufeff")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         missing = [f for f in _FIELDS if f not in (reader.fieldnames or ())]
         if missing:
             raise InputError(f"{path}, line 1: column {missing[0]} is missing; expected {', '.join(_FIELDS)}")

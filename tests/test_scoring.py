@@ -1,0 +1,382 @@
+"""Scoring: what is judged once is never judged again, what cannot be judged says why, and nothing is lost."""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import worlds
+
+from diffalign import folders, scoring
+from diffalign.readers import folder as image_folder
+from diffalign.records import Image, InputError, Prompt, digest, prompt_id
+
+COUNTING = """
+import pathlib
+import numpy as np
+
+LOG = pathlib.Path(__file__).with_suffix(".log")
+
+def brightness(images, prompts):
+    with LOG.open("a") as log:
+        log.write(f"brightness {len(images)}\\n")
+    return np.array([np.asarray(i).mean() for i in images])
+
+def reddish(images, prompts):
+    with LOG.open("a") as log:
+        log.write(f"reddish {len(images)}\\n")
+    return [float(np.asarray(i)[..., 0].mean()) for i in images]
+
+def dies(images, prompts):
+    with LOG.open("a") as log:
+        log.write(f"dies {len(images)}\\n")
+    if len(LOG.read_text().splitlines()) == 3:
+        raise KeyboardInterrupt
+    return brightness(images, prompts)
+"""
+
+
+class Counter:
+    """A file of scorers that writes down how it is called."""
+
+    def __init__(self, place: Path) -> None:
+        self.path = place / "mine.py"
+        self.path.write_text(COUNTING)
+
+    def name(self, function: str) -> str:
+        return f"{self.path}:{function}"
+
+    def calls(self) -> list[str]:
+        log = self.path.with_suffix(".log")
+        found = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Counter:
+    return Counter(tmp_path)
+
+
+def drawn(place: Path, per_prompt: int, part: int = 4, broken: tuple[int, ...] = ()) -> list[Image]:
+    """An images folder as sampling writes it: index by index over three prompts, cut every `part` images."""
+    prompts = [Prompt(prompt_id(t), t) for t in worlds.TEXTS[:3]]
+    rows = []
+    for n, (index, prompt) in enumerate((i, p) for i in range(per_prompt) for p in prompts):
+        data = b"no picture" if n in broken else worlds.png(n)
+        name = digest("picture", prompt.id, index)
+        image = {"bytes": data, "path": f"{name}.png"}
+        rows.append(Image(name, prompt.id, image, digest(data), 32, 32, seed=0, index=index))
+    cuts = [rows[i : i + part] for i in range(0, len(rows), part)]
+    folders.begin(place, folders.Manifest("sample", {"per_prompt": per_prompt}, len(cuts), extends=("per_prompt",)))
+    folders.write_part(place, "prompts", 0, prompts)
+    for n, cut in enumerate(cuts):
+        folders.write_part(place, "images", n, cut)
+    return rows
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "scores.csv").read_text())))
+
+
+# --- record folders
+
+
+def test_every_image_by_every_scorer(tmp_path: Path, mine: Counter) -> None:
+    rows = drawn(tmp_path / "images", per_prompt=3)
+    out, names = tmp_path / "scores", ("mine.py:brightness", "mine.py:reddish")
+    said = scoring.score(tmp_path / "images", scorer=tuple(map(mine.name, ("brightness", "reddish"))), out=out, batch=5)
+    assert said.startswith(f"{out}: 9 images scored by mine.py:brightness (mean ")
+    assert said.endswith(f"next: diffalign pair {out} --out …")
+    assert mine.calls() == ["brightness 5", "reddish 5", "brightness 4", "reddish 4"]
+    found = folders.records(out, "scores")
+    assert [(s.image_id, s.scorer) for s in found] == [(r.id, n) for r in rows for n in names]
+    import numpy as np
+
+    for score, row in zip(found, [r for r in rows for _ in names], strict=True):
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(row.image["bytes"])))
+        assert score.value == (pixels.mean() if score.scorer == names[0] else pixels[..., 0].mean())
+        assert score.prompt_id == row.prompt_id
+        assert score.preprocessing == "PIL, RGB"
+    manifest = folders.open_folder(out, "score")
+    assert manifest.batches == 2
+    assert manifest.parents[0]["path"] == "../images"
+    lines = table(out)
+    assert [(x["prompt"], x["index"], x["image_id"]) for x in lines] == [
+        (worlds.TEXTS[n % 3], str(n // 3), r.id) for n, r in enumerate(rows)
+    ]
+    assert float(lines[3]["mine.py:reddish"]) == found[7].value
+
+
+def test_one_decode_for_all_scorers(tmp_path: Path, mine: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(tmp_path / "images", per_prompt=2)
+    opened = []
+    open_picture = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda data: opened.append(1) or open_picture(data))
+    scorer = tuple(map(mine.name, ("brightness", "reddish")))
+    scoring.score(tmp_path / "images", scorer=scorer, out=tmp_path / "scores", batch=4)
+    assert len(opened) == 6
+
+
+def test_again_is_free_and_changes_nothing(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=3)
+    out = tmp_path / "scores"
+    first = scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out)
+    before = contents(out)
+    mine.calls()
+    assert scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out) == first
+    assert mine.calls() == []
+    assert contents(out) == before
+
+
+def test_interrupted_ends_in_the_same_bytes(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=3)
+    out, scorer = tmp_path / "scores", (mine.name("dies"),)
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=2)
+    assert mine.calls() == ["dies 2", "brightness 2", "dies 2"]
+    assert len(list((out / "scores").iterdir())) == 1
+    mine.path.with_suffix(".log").write_text("\n" * 5)
+    scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=2)
+    assert [c for c in mine.calls() if c.startswith("dies")] == ["dies 2"] * 3 + ["dies 1"]
+    mine.path.with_suffix(".log").write_text("\n" * 5)
+    scoring.score(tmp_path / "images", scorer=scorer, out=tmp_path / "again", batch=2)
+    assert contents(out) == contents(tmp_path / "again")
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:100])])
+def test_a_damaged_part_is_made_again(tmp_path: Path, mine: Counter, damage: object) -> None:
+    drawn(tmp_path / "images", per_prompt=3)
+    out, scorer = tmp_path / "scores", (mine.name("brightness"),)
+    scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=3)
+    before = contents(out)
+    mine.calls()
+    damage(folders.part(out, "scores", 1))
+    scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=3)
+    assert mine.calls() == ["brightness 3"]
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("batch", [2, 4, 5, 32])
+def test_more_images_score_only_what_is_new(tmp_path: Path, mine: Counter, batch: int) -> None:
+    scorer, out = (mine.name("brightness"),), tmp_path / "scores"
+    drawn(tmp_path / "images", per_prompt=1)
+    scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=batch)
+    child = folders.parent(tmp_path / "pairs", out)
+    mine.calls()
+    drawn(tmp_path / "images", per_prompt=3)
+    scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=batch)
+    assert sum(int(c.split()[1]) for c in mine.calls()) == 6
+    scoring.score(tmp_path / "images", scorer=scorer, out=tmp_path / "whole", batch=batch)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert folders.parent(tmp_path / "pairs", out) == child
+
+
+def test_other_arguments_are_refused(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    out = tmp_path / "scores"
+    scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out)
+    before = contents(out)
+    with pytest.raises(InputError, match="made with batch = 32, not 16"):
+        scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out, batch=16)
+    with pytest.raises(InputError, match="made with scorers = "):
+        scoring.score(tmp_path / "images", scorer=(mine.name("reddish"),), out=out)
+    shutil.rmtree(tmp_path / "images")
+    worlds.images(tmp_path / "images")
+    with pytest.raises(InputError, match="made from another ../images"):
+        scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out)
+    with pytest.raises(InputError, match="holds the output of `score`, expected that of `sample` or `import`"):
+        scoring.score(out, scorer=(mine.name("brightness"),), out=tmp_path / "more")
+    assert contents(out) == before
+    assert not (tmp_path / "more").exists()
+
+
+def test_scorers_are_told_apart(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    for names, said in (
+        ((mine.name("brightness"),) * 2, "mine.py:brightness: is named twice"),
+        ((), "none is named"),
+        (("no_such",), "scorer 'no_such'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores")
+    with pytest.raises(InputError, match="batch = 0: expected at least 1"):
+        scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=tmp_path / "scores", batch=0)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_scorer_that_does_not_load_leaves_nothing(tmp_path: Path) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    (clip / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}')
+    (clip / "open_clip_model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="open_clip cannot load it"):
+        scoring.score(tmp_path / "images", scorer=(f"clip={clip}",), out=tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+
+
+# --- what cannot be judged
+
+
+def test_unreadable_images_say_so_and_the_rest_is_kept(tmp_path: Path, mine: Counter) -> None:
+    rows = drawn(tmp_path / "images", per_prompt=3, broken=(1, 4))
+    out, scorer = tmp_path / "scores", tuple(map(mine.name, ("brightness", "reddish")))
+    said = scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=4)
+    assert f"4 values missing (first: image {rows[1].id}: is no picture)" in said
+    found = folders.records(out, "scores")
+    assert [s.value is None for s in found[::2]] == [n in (1, 4) for n in range(9)]
+    assert found[2].reason == f"image {rows[1].id}: is no picture"
+    assert found[0].reason is None
+    line = table(out)[4]
+    assert (line["mine.py:brightness"], line["mine.py:reddish"]) == ("", "")
+    assert rows[4].id in line["reason"]
+    assert mine.calls() == ["brightness 3", "reddish 3"] * 2 + ["brightness 1", "reddish 1"]
+    before = contents(out)
+    scoring.score(tmp_path / "images", scorer=scorer, out=out, batch=4)
+    assert mine.calls() == []
+    assert contents(out) == before
+
+
+def test_truncated_pictures_are_unreadable(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    rows = folders.records(tmp_path / "images", "images")
+    cut = rows[0].image | {"bytes": rows[0].image["bytes"][:-200]}
+    rows[0] = Image(**rows[0].row() | {"image": cut})
+    folders.write_part(tmp_path / "images", "images", 0, rows)
+    scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=tmp_path / "scores")
+    found = folders.records(tmp_path / "scores", "scores")
+    assert found[0].value is None
+    assert "OSError" in found[0].reason
+    assert None not in [s.value for s in found[1:]]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("[float('nan') if p == 'the blue square' else 1.0 for p in prompts]", "the score is nan"),
+        ("[float('inf') if p == 'the blue square' else 1.0 for p in prompts]", "the score is inf"),
+        ("[1 / (p != 'the blue square') for p in prompts]", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_scores_that_are_no_numbers(tmp_path: Path, body: str, said: str) -> None:
+    rows = drawn(tmp_path / "images", per_prompt=2)
+    (tmp_path / "odd.py").write_text(f"def f(images, prompts):\n    return {body}\n")
+    scoring.score(tmp_path / "images", scorer=(f"{tmp_path / 'odd.py'}:f",), out=tmp_path / "scores")
+    found = folders.records(tmp_path / "scores", "scores")
+    assert [s.value for s in found] == [1.0, None, 1.0] * 2
+    assert found[1].reason == f"image {rows[1].id}: {said}"
+
+
+def test_a_bug_in_a_scorer_is_not_a_missing_score(tmp_path: Path) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    (tmp_path / "odd.py").write_text(
+        "def f(images, prompts):\n    return undefined\ndef g(images, prompts):\n    return 1"
+    )
+    with pytest.raises(NameError, match="undefined"):
+        scoring.score(tmp_path / "images", scorer=(f"{tmp_path / 'odd.py'}:f",), out=tmp_path / "a")
+    with pytest.raises(InputError, match="gave shape \\(\\), expected \\(3,\\)"):
+        scoring.score(tmp_path / "images", scorer=(f"{tmp_path / 'odd.py'}:g",), out=tmp_path / "b")
+
+
+# --- image folders
+
+
+def photos(place: Path, rows: list[tuple[str, str]], header: str = "file_name,prompt") -> Path:
+    place.mkdir(exist_ok=True)
+    for n, (name, _) in enumerate(rows):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_bytes(worlds.png(n, (20 + n, 30)))
+    lines = [header, *(f'{name},"{text}"' for name, text in rows)]
+    (place / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return place
+
+
+ROWS = [("a.png", "a red circle"), ("sub/b.png", "Ein Haus, groß"), ("c.png", "a red circle")]
+
+
+def test_image_folders_hold_everything(tmp_path: Path, mine: Counter) -> None:
+    place, out = photos(tmp_path / "photos", ROWS), tmp_path / "deep" / "scores"
+    said = scoring.score(place, scorer=(mine.name("brightness"),), out=out, batch=2)
+    assert "3 images" in said
+    assert [p.count for p in folders.records(out, "prompts")] == [2, 1]
+    images = folders.records(out, "images")
+    assert [(i.image["path"], i.width, i.index) for i in images] == [
+        ("../../photos/a.png", 20, 0), ("../../photos/sub/b.png", 21, 0), ("../../photos/c.png", 22, 1),
+    ]  # fmt: skip
+    assert images[0].id == images[0].sha256
+    assert list(folders.image_bytes(out, [images[1].id])) == [(images[1].id, worlds.png(1, (21, 30)))]
+    assert folders.texts(out)[images[1].prompt_id] == "Ein Haus, groß"
+    assert "config_name: images" in (out / "README.md").read_text()
+    before = contents(out)
+    mine.calls()
+    scoring.score(place, scorer=(mine.name("brightness"),), out=out, batch=2)
+    assert mine.calls() == []
+    assert contents(out) == before
+
+
+def test_image_folders_grow_at_the_end_only(tmp_path: Path, mine: Counter) -> None:
+    out, scorer = tmp_path / "scores", (mine.name("brightness"),)
+    scoring.score(photos(tmp_path / "photos", ROWS), scorer=scorer, out=out, batch=2)
+    mine.calls()
+    more = [*ROWS, ("d.png", "a photo")]
+    scoring.score(photos(tmp_path / "photos", more), scorer=scorer, out=out, batch=2)
+    assert mine.calls() == ["brightness 1"]
+    assert len(table(out)) == 4
+    before = contents(out)
+    for changed in (more[::-1], more[:3], [(n, "another text") for n, _ in more]):
+        with pytest.raises(InputError, match="restore it or choose another --out"):
+            scoring.score(photos(tmp_path / "photos", changed), scorer=scorer, out=out, batch=2)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "metadata.csv: no such file"),
+        ("file_name,prompt\n", "holds no row"),
+        ("", "line 1: column file_name is missing; expected file_name, prompt"),
+        ("file_name,caption\na.png,x\n", "line 1: column prompt is missing"),
+        ("file_name,prompt\na.png,\n", "line 2, field prompt: is empty"),
+        ("file_name,prompt\na.png\n", "line 2, field prompt: is empty"),
+        ("file_name,prompt\n,x\n", "line 2, field file_name: is empty"),
+        ("file_name,prompt\na.png,x,y\n", "line 2: more cells than columns"),
+        ("file_name,prompt\nc.png,x\nz.png,x\n", "line 3, field file_name: .*z.png is not there"),
+        ("file_name,prompt\nsub,x\n", "line 2, field file_name: .*sub is not there"),
+        ("file_name,prompt\n../a.png,x\n", "line 2, field file_name: '../a.png' lies outside"),
+        ("file_name,prompt\nsub/../../a.png,x\n", "lies outside"),
+        ("file_name,prompt\n/etc/passwd,x\n", "'/etc/passwd' lies outside"),
+        ("file_name,prompt\nmetadata.csv,x\n", "line 2, field file_name: .* is not a picture that can be read"),
+        ("file_name,prompt\ncut.png,x\n", "line 2, field file_name: .* is not a picture that can be read"),
+        ("file_name,prompt\na.png,x\na.png,x\n", "line 3, field file_name: a.png is the picture of line 2 again"),
+        ("file_name,prompt\na.png,x\ncopy.png,y\n", "line 3, field file_name: copy.png is the picture of line 2 again"),
+        ('file_name,prompt\na.png,"x\n', "is not CSV"),
+        (b"file_name,prompt\na.png,x\nc.png,\xff\n", "line 3: is not UTF-8 \\(byte 31\\)"),
+    ],
+)
+def test_bad_image_folders(text: str | bytes | None, said: str, tmp_path: Path, mine: Counter) -> None:
+    place = photos(tmp_path / "photos", ROWS)
+    (tmp_path / "a.png").write_bytes(worlds.png(9))
+    shutil.copy(place / "a.png", place / "copy.png")
+    (place / "cut.png").write_bytes(worlds.png(8)[:-40])
+    (place / "metadata.csv").unlink()
+    if text is not None:
+        (place / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=said) as caught:
+        scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "scores")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_spreadsheets_write_a_mark_first(tmp_path: Path) -> None:
+    place = photos(tmp_path / "photos", ROWS)
+    (place / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + b"prompt,file_name,more\r\n two ,a.png,1\r\n")
+    prompts, images = image_folder.read(place, tmp_path / "out")
+    assert [p.text for p in prompts] == ["two"]
+    assert images[0].image["path"] == "../photos/a.png"

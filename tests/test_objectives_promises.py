@@ -198,7 +198,7 @@ REFUSED = [
     (lambda: do.DPO()(SEVERAL, Unpaired(vector(1, 0, 1, 0))), "DPO learns from Pairs, not from Unpaired"),
     (lambda: do.KTO()(PUBLISHED, pair()), "KTO learns from Unpaired, not from Pairs"),
     (lambda: do.Mixed(do.KTO())(PUBLISHED, pair()), "KTO learns from Unpaired, not from Pairs"),
-    (lambda: do.RankDPO()(PUBLISHED, Ranking(vector(21, 19), GROUP[:2])), r"and the scores are in \[19, 21\]"),
+    (lambda: do.RankDPO()(PUBLISHED, Ranking(vector(21, 19), GROUP[:2])), r"scores lie in \[19, 21\]: expected shares"),
     (lambda: do.DPO()(Errors(vector(1, 1)), pair()), "DPO compares with a reference, but there are no reference"),
     (lambda: do.CRD()(Errors(vector(1, 1)), Advantages(vector(1, 2), GROUP[:2])), "there are no old errors"),
     (lambda: do.DSPO()(PUBLISHED, pair()), "DSPO reads the inner products of residuals policy_reference"),

@@ -1,16 +1,17 @@
 """What an objective sees and says: errors per image and judgements in, loss per judgement and implicit rewards out."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from diffalign.objectives.judgements import Advantages, Judgement, Pairs, Ranking, Unpaired, to
 
 __all__ = [
     "Advantages", "Errors", "Judgement", "Modifier", "Objective", "Outcome", "Pairs", "Ranking", "Unpaired", "positive",
-    "to",
+    "sum_and_count", "to",
 ]
 
 
@@ -42,6 +43,12 @@ class Errors:
         cross = {n: v[images] for n, v in self.cross.items() if n != "chosen_rejected"}
         return Errors(self.policy[images], cross=cross, **moved)
 
+    def damped(self, scale: Tensor) -> "Errors":
+        """The same values, with the gradient into each image's prediction scaled; products must be per image."""
+        images = {"policy": self.policy, **self.cross}
+        cross = {n: e.detach() + scale * (e - e.detach()) for n, e in images.items()}
+        return replace(self, policy=cross.pop("policy"), cross=cross)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -64,12 +71,8 @@ class Objective(ABC):
     judgement: ClassVar[type[Judgement]] = Pairs
     reference_free: ClassVar[bool] = False
     coupled: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     needs_old: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Names of the residual inner products it reads; none unless said."""
-        return ()
 
     @abstractmethod
     def __call__(self, errors: Errors, judgement: Judgement, total: Tensor | None = None) -> Outcome:
@@ -126,6 +129,11 @@ class Modifier(Objective):
 
     def gather(self, errors: Errors, judgement: Judgement) -> Tensor:
         return self.objective.gather(errors, judgement)
+
+
+def sum_and_count(values: Tensor) -> Tensor:
+    """(sum, how many), (2,): what a mean over parts is made of."""
+    return torch.stack([values.sum(), torch.ones_like(values).sum()])
 
 
 def positive(**values: float) -> None:

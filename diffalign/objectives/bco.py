@@ -36,7 +36,5 @@ class BCO(Objective):
     def __call__(self, errors: Errors, judgement: Unpaired, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)
         total = self.gather(errors, judgement) if total is None else total
-        rewards, present = total[:2], total[2:] > 0
-        means = torch.where(present, rewards / torch.where(present, total[2:], 1.0), 0.0)
-        r = ElboRatio(self.beta)(errors)
-        return Outcome(Logistic()(r - means.sum() / present.sum(), judgement.desirable.to(r.dtype)), r.detach())
+        r, z = ElboRatio(self.beta)(errors), (total[:2] / total[2:]).nanmean()
+        return Outcome(Logistic()(r - z, judgement.desirable.to(r.dtype)), r.detach())

@@ -15,9 +15,9 @@ from diffalign.objectives.terms import ElboRatio
 class DGPO(Objective):
     """mean over the group of W A e, W = sg[sigmoid(-mean A r)], r = beta/2 (reference - policy error), A advantages.
 
-    DGPO, after the authors' code: a group's Bradley-Terry loss with its sigmoid frozen. With `clip`, an image
-    whose exp(old - policy error) has left 1 +- clip in the direction of its advantage has no gradient. Their beta
-    has no half: 100 is 200 here. Their velocity penalty is `Anchored`.
+    DGPO, after the authors' code: a group's Bradley-Terry loss with its sigmoid frozen. With `clip`, an image whose
+    exp(old - policy error) left 1 +- clip in the direction of its advantage has no gradient. Their beta has no half
+    (100 is 200 here); their velocity penalty is `Anchored`.
     """
 
     judgement: ClassVar[type[Advantages]] = Advantages
@@ -33,10 +33,8 @@ class DGPO(Objective):
 
     def __call__(self, errors: Errors, judgement: Advantages, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)
-        r, e = ElboRatio(self.beta)(errors).detach(), errors.policy
-        a = judgement.values.to(r.dtype)
-        w = torch.sigmoid(-judgement.mean(a * r))
+        r, a, e = ElboRatio(self.beta)(errors).detach(), judgement.values.to(errors.policy.dtype), errors.policy
         if self.clip is not None:
             left = torch.exp(errors.old - e.detach()) - 1
             e = torch.where(torch.where(a > 0, left, -left) > self.clip, e.detach(), e)
-        return Outcome(w * judgement.mean(a * e), r)
+        return Outcome(torch.sigmoid(-judgement.mean(a * r)) * judgement.mean(a * e), r)

@@ -1,7 +1,7 @@
 """Direct score preference optimisation."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -15,26 +15,21 @@ from diffalign.objectives.terms import ElboRatio
 class DSPO(Objective):
     """|(1 - k) policy + k reference residual|^2 of the chosen image, k = beta sigmoid(-m), m = r[chosen] - r[rejected].
 
-    DSPO after the authors' SD1.5 code: |(pred - eps) - beta (1 - sigmoid(m)) (pred - reference pred)|^2,
-    sigmoid(m) not detached, r = beta/2 (reference error - policy error); mixed by P with the same of the rejected
-    image and -m. `beta` equals its `beta_dpo`; at its 0.001 this is fine-tuning on winners to within 0.1 %. The
-    SDXL branch of that code is another, ad-hoc loss and is not followed.
+    DSPO after the authors' SD1.5 code: |(pred - eps) - k (pred - reference pred)|^2, k not detached, mixed by P with
+    the same of the rejected image and -m; r = beta/2 (reference - policy error). `beta` equals its `beta_dpo`; at its
+    0.001 this is `SFT` to within 0.1 %. The SDXL branch of that code is another, ad-hoc loss and is not followed.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("policy_reference",)
     beta: float = 0.001
 
     def __post_init__(self) -> None:
         ElboRatio(self.beta)
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("policy_reference",)
-
     def __call__(self, errors: Errors, judgement: Pairs, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)
         r = ElboRatio(self.beta)(errors)
-        margin = judgement.margin(r)
-        p = judgement.p.to(r.dtype)
+        p, margin = judgement.p.to(r.dtype), judgement.margin(r)
         won = self.residual(errors.at(judgement.chosen), margin)
         lost = self.residual(errors.at(judgement.rejected), -margin)
         return Outcome(p * won + (1 - p) * lost, r.detach())

@@ -165,6 +165,13 @@ class Ranking(Grouped):
         """(images, images): whether image i is of j's group and better than j."""
         return self.together() & (self.scores[:, None] > self.scores)
 
+    def shares(self) -> Tensor:
+        """The scores, where they are shares of duels won; raises ValueError if they are not in [0, 1]."""
+        low, high = self.bounds
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"scores lie in [{low:g}, {high:g}]: expected shares of duels won, in [0, 1]")
+        return self.scores
+
     @cached_property
     def bounds(self) -> tuple[float, float]:
         """The lowest and the highest score, read once on the host."""

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
-from diffalign.objectives.base import Errors, Objective, Outcome, Unpaired, positive
+from diffalign.objectives.base import Errors, Objective, Outcome, Unpaired, positive, sum_and_count
 from diffalign.objectives.terms import ElboRatio, KahnemanTversky, Utility
 
 
@@ -30,8 +29,7 @@ class KTO(Objective):
         positive(beta=self.beta, desirable_weight=self.weights[0], undesirable_weight=self.weights[1])
 
     def gather(self, errors: Errors, judgement: Unpaired) -> Tensor:
-        r = ElboRatio(self.beta)(errors).detach()
-        return torch.stack([r.sum(), torch.ones_like(r).sum()])
+        return sum_and_count(ElboRatio(self.beta)(errors).detach())
 
     def __call__(self, errors: Errors, judgement: Unpaired, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)

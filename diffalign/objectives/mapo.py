@@ -17,9 +17,8 @@ class MaPO(Objective):
     """e[chosen] - beta_margin log sigmoid(T (s[chosen] - s[rejected])), s = k e / (exp(k e) - 1), both mixed by P.
 
     MaPO, arXiv 2406.06424, after the authors' code: k is its `snr_value`, T the number of training timesteps,
-    beta_margin its `beta_mapo`. e: the policy's errors; no reference. For small errors the margin is k T / 2
-    times their difference, as if beta were k T = 500. The paper's beta (128 to 1024) is another number, which no
-    formula ties to these.
+    beta_margin its `beta_mapo`; e the policy's errors, no reference. For small errors the margin is k T / 2 times
+    their difference, as if beta were k T = 500. No formula ties the paper's beta (128 to 1024) to these.
     """
 
     reference_free: ClassVar[bool] = True

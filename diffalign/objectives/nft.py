@@ -13,24 +13,20 @@ from diffalign.objectives.base import Advantages, Errors, Objective, Outcome, po
 class NFT(Objective):
     """mean over the group of (q |w+|^2 + (1 - q) |w-|^2) / beta, w+- = (1 -+ beta) old +- beta policy residual.
 
-    DiffusionNFT, arXiv 2509.16117, after the authors' code; q = clip(A, -5, 5) / 10 + 1/2, the optimality of
-    advantage A. `normalised` divides each square by its own detached root mean square, where the code has the
-    mean absolute residual. Its factor 5 and its penalty on the velocity (`Anchored`) are left out. beta mixes
-    predictions and is no implicit reward's: it equals the paper's.
+    DiffusionNFT, arXiv 2509.16117, after the authors' code; q = clip(A, -5, 5) / 10 + 1/2, the optimality of advantage
+    A. `normalised` divides a square by its detached root, where the code has the mean absolute residual; its factor 5
+    and velocity penalty (`Anchored`) are left out. beta mixes predictions, is no reward's, and equals the paper's.
     """
 
     judgement: ClassVar[type[Advantages]] = Advantages
     reference_free: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("policy_old",)
     needs_old: ClassVar[bool] = True
     beta: float = 1.0
     normalised: bool = False
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("policy_old",)
 
     def __call__(self, errors: Errors, judgement: Advantages, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)

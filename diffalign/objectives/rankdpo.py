@@ -27,16 +27,10 @@ class RankDPO(Objective):
     def __post_init__(self) -> None:
         ElboRatio(self.beta)
 
-    def check(self, errors: Errors, judgement: Ranking) -> None:
-        super().check(errors, judgement)
-        low, high = judgement.bounds
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"RankDPO reads shares of duels won, in [0, 1], and the scores are in [{low:g}, {high:g}]")
-
     def __call__(self, errors: Errors, judgement: Ranking, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)
         r = ElboRatio(self.beta)(errors)
-        s, better = judgement.scores.to(r.dtype), judgement.better()
+        s, better = judgement.shares().to(r.dtype), judgement.better()
         gain, discount = 2**s - 1, torch.log(2 + better.sum(0).to(r.dtype))
         weight = (gain[:, None] - gain).abs() * (1 / discount[:, None] - 1 / discount).abs()
         loss = -weight * logsigmoid(r[:, None] - r)

@@ -14,10 +14,10 @@ from diffalign.objectives.base import Errors, Modifier, Objective, Outcome, Pair
 class Safeguarded(Modifier):
     """The host's loss with e[loser] <- sg[e] + lambda (e - sg[e]), lambda = clip((1 - mu) |w|^2 / <w, l>, 0, 1).
 
-    Diffusion-SDPO, after the authors' code. w, l: residuals of winner and loser; lambda is 1 unless <w, l> > 0.
-    Values stay the host's; the loser's gradient is scaled so that the winner keeps a share mu of its gain. lambda
-    is the optimizer batch's (the code's is a micro-batch's); a tie has no loser. beta is the host's. mu: 0.9 with
-    DPO and DMPO on SD1.5, 0.2 with DSPO; 0.6 on SDXL.
+    Diffusion-SDPO, after the authors' code; w, l: residuals of winner and loser, and lambda is 1 unless <w, l> > 0.
+    Values are the host's, as is beta; the loser's gradient shrinks until the winner keeps a share mu of its gain.
+    lambda is the optimizer batch's, there a micro-batch's; a tie has no loser. mu: 0.9 with DPO and DMPO, 0.2 with
+    DSPO on SD1.5; 0.6 on SDXL.
     """
 
     coupled: ClassVar[bool] = True
@@ -37,17 +37,14 @@ class Safeguarded(Modifier):
     def gather(self, errors: Errors, judgement: Pairs) -> Tensor:
         winner = torch.where(judgement.p > 0.5, judgement.chosen, judgement.rejected)
         products = torch.stack([errors.policy[winner], errors.cross["chosen_rejected"]]).detach()
-        decided = (judgement.p != 0.5).to(products.dtype)
-        return torch.cat([products @ decided, self.objective.gather(errors, judgement)])
+        sums = products @ (judgement.p != 0.5).to(products.dtype)
+        return torch.cat([sums, self.objective.gather(errors, judgement)])
 
     def __call__(self, errors: Errors, judgement: Pairs, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)
         total = self.gather(errors, judgement) if total is None else total
         share = torch.where(total[1] > 0, ((1 - self.mu) * total[0] / total[1]).clamp(0, 1), 1.0)
         scale = torch.where(torch.cat([judgement.p < 0.5, judgement.p > 0.5]), share, 1.0)
-        roles = errors.at(torch.cat([judgement.chosen, judgement.rejected]))
-        images = {"policy": roles.policy, **roles.cross}
-        safe = {n: e.detach() + scale * (e - e.detach()) for n, e in images.items()}
-        safe = replace(roles, policy=safe.pop("policy"), cross=safe)
-        loss = self.objective(safe, judgement.apart(), total[2:]).loss
+        roles = errors.at(torch.cat([judgement.chosen, judgement.rejected])).damped(scale)
+        loss = self.objective(roles, judgement.apart(), total[2:]).loss
         return replace(self.objective(errors, judgement, total[2:]), loss=loss)

@@ -14,6 +14,7 @@ from diffalign.records import pair as pair_record
 from diffalign.scorers import MEASURES
 from diffalign.streams import stream
 
+LEFT_OUT = ("missing scores", "prompts without any score", "groups of one", "groups without spread", "tied pairs")
 Rule = Callable[[np.ndarray, np.random.Generator], list[tuple[int, int]]]
 
 
@@ -122,7 +123,7 @@ def _groups(scores: Path, judge: str) -> tuple[dict[str, dict[str, float]], Coun
     """Prompt id -> image id -> score, and how many are missing; raises InputError where an image is scored twice."""
     groups: dict[str, dict[str, float]] = {}
     seen: set[tuple[str, str]] = set()
-    counts: Counter[str] = Counter()
+    counts = Counter(dict.fromkeys(LEFT_OUT, 0))
     for row in folders.records(scores, "scores"):
         if row.scorer != judge:
             continue

@@ -147,8 +147,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     scores = scored(tmp_path, groups)
     said = pairing.pair(scores, out=tmp_path / "pairs", min_gap=0.1)
     assert said == (
-        f"{tmp_path / 'pairs'}: 1 pairs of 6 prompts by clip (best_vs_worst), median gap 1; left out: 4 missing scores, "
-        f"1 prompts without any score, 2 groups of one, 2 groups without spread; "
+        f"{tmp_path / 'pairs'}: 1 pairs of 6 prompts by clip (best_vs_worst), median gap 1; left out: "
+        f"4 missing scores, 1 prompts without any score, 2 groups of one, 2 groups without spread; "
         f"next: diffalign train RECIPE.py --data {tmp_path / 'pairs'} --out …"
     )
 

@@ -153,6 +153,8 @@ class Policy:
             self.backbone.save_lora(temporary, layers, self._metadata())
         else:
             self.denoiser.save_pretrained(temporary / self.backbone.part)
+        for file in temporary.rglob("*.safetensors"):
+            weights.settle_header(file)
         checkpoint.publish(folder, temporary)
 
     def _metadata(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from diffalign import folders, places
+from diffalign import folders
 from diffalign.comparing import compare
 from diffalign.manifest import is_temporary
 from diffalign.pairing import pair
@@ -129,7 +129,7 @@ def _write_prompts(out: Path, sizes: Sizes) -> None:
 
 def plan(out: Path, seed: int, backbone: str, sizes: Sizes) -> list[Stage]:
     """The stages in order. Each reads what the ones before it left on disk; nothing else passes between them."""
-    model = str(places.asset(f"shapes/{backbone}"))
+    model = f"shapes/{backbone}"
     draw = partial(sample, model=model, seed=seed, batch=sizes.batch, steps=sizes.steps, guidance=sizes.guidance)
     on_test = {"prompts": out / "prompts" / "test.txt", "per_prompt": sizes.test_noises}
     learn, test = out / "train", out / "test"

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
+from diffalign import places
 from diffalign.records import InputError
 
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
 def locate(model: str) -> Path:
-    """The folder of a model: a local folder, or the snapshot of a hub id ("owner/name"), fetched only because it was
-    named.
+    """The folder of a model: a local folder, a shipped one ("shapes/sdxl"), or the snapshot of a hub id ("owner/name").
+
+    The hub is asked only where its id was named.
 
     Raises InputError where there is no model, saying what was expected.
     """
@@ -22,6 +24,8 @@ def locate(model: str) -> Path:
         if not (path / "model_index.json").is_file():
             raise InputError(f"{path}: holds no model_index.json; expected a model folder in diffusers' layout")
         return path
+    if model.startswith("shapes/"):
+        return places.asset(model)
     if path.exists():
         kind = "a pickle, which is never loaded" if path.suffix in _PICKLES else "a single file"
         raise InputError(f"{path}: is {kind}; expected a model folder in diffusers' layout or a hub id")

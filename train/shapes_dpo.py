@@ -5,11 +5,10 @@ Source: Diffusion-DPO, arXiv 2311.12908; beta 2000 is the paper's for SD1.5.
 """
 
 from diffalign.objectives import DPO
-from diffalign.places import asset
 from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
-    model=str(asset("shapes/sdxl")),
+    model="shapes/sdxl",
     objective=DPO(beta=2000.0),
     policy=LoRA(rank=16, alpha=16.0),
     resolution=64,

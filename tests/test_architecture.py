@@ -179,7 +179,7 @@ def test_no_back_doors(path: Path) -> None:
 
 @parametrised
 def test_no_forwarded_keywords(path: Path) -> None:
-    """A `**kwargs` of one's own that is passed on hides what a function takes; a record made of known fields is fine."""
+    """A `**kwargs` of one's own that is passed on hides what a function takes; a record of known fields is fine."""
     for node in ast.walk(tree(path)):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.args.kwarg is None:
             continue

@@ -20,6 +20,22 @@ Cell = tuple[str, int]
 _SETTINGS = ("sampler", "seed")
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One model's images by (prompt, index), and its scores: scorer -> cell -> value, scorer -> what identifies it."""
+
+    folder: Path
+    images: dict[Cell, dict[str, Any]]
+    texts: dict[str, str]
+    values: dict[str, dict[Cell, float | None]]
+    revisions: dict[str, tuple[str, str]]
+
+    def drawn(self) -> dict[str, list[Any]]:
+        """What the images were drawn with: the distinct values of each column."""
+        columns = ("model", "adapter", *_SETTINGS)
+        return {c: sorted({r[c] for r in self.images.values()}, key=str) for c in columns}
+
+
 def compare(a: Path, b: Path, /, *, out: Path, resamples: int = 10_000, seed: int = 0, tolerance: float = 0.0) -> str:
     """Compare two models by their scores of images drawn from the same prompts and noises: b against a.
 
@@ -35,9 +51,9 @@ def compare(a: Path, b: Path, /, *, out: Path, resamples: int = 10_000, seed: in
         tolerance: Scores that differ by no more than this are tied.
     """
     _require_free(out, a, b)
-    result = comparison(a, b, resamples=resamples, seed=seed, tolerance=tolerance)
-    result |= {"a": _relative(a, out), "b": _relative(b, out)}
-    folders.write_atomically(out / "cells.csv", _cells_csv(_side(a), _side(b), list(result["scorers"])).encode())
+    first, second = _side(a), _side(b)
+    result = _compared(first, second, resamples, seed, tolerance) | {"a": _relative(a, out), "b": _relative(b, out)}
+    folders.write_atomically(out / "cells.csv", _cells_csv(first, second, list(result["scorers"])).encode())
     folders.write_atomically(out / "compare.json", (json.dumps(result, indent=1) + "\n").encode())
     said = [
         f"{name}: win rate {found['win_rate']:.1%} [{found['win_rate_low']:.1%}, {found['win_rate_high']:.1%}], "
@@ -63,9 +79,12 @@ def comparison(
     and index). Raises InputError where the images were drawn with other settings, where the same scorer had other
     weights, or where fewer than two prompts are common.
     """
+    return _compared(_side(a), _side(b), resamples, seed, tolerance)
+
+
+def _compared(first: _Side, second: _Side, resamples: int, seed: int, tolerance: float) -> dict[str, Any]:
     if resamples < 1 or not 0 <= tolerance < math.inf:
         raise InputError(f"resamples = {resamples}, tolerance = {tolerance}: expected at least 1, and at least 0")
-    first, second = _side(a), _side(b)
     _require_alike(first, second)
     cells = sorted(set(first.images) & set(second.images))
     only_a, only_b = (sorted(set(x.images) - set(y.images)) for x, y in ((first, second), (second, first)))
@@ -74,8 +93,8 @@ def comparison(
     for name in sorted(names, key=lambda n: (not n.startswith("gold"), n)):
         found[name] = _statistics(first, second, name, cells, resamples, seed, tolerance)
     return {
-        "a": str(a),
-        "b": str(b),
+        "a": str(first.folder),
+        "b": str(second.folder),
         "prompts": len({prompt for prompt, _ in cells}),
         "cells": len(cells),
         "cells_only_a": len(only_a),
@@ -91,22 +110,6 @@ def comparison(
         "seed": seed,
         "versions": folders.versions(),
     }
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One model's images by (prompt, index), and its scores: scorer -> cell -> value, scorer -> what identifies it."""
-
-    folder: Path
-    images: dict[Cell, dict[str, Any]]
-    texts: dict[str, str]
-    values: dict[str, dict[Cell, float | None]]
-    revisions: dict[str, tuple[str, str]]
-
-    def drawn(self) -> dict[str, list[Any]]:
-        """What the images were drawn with: the distinct values of each column."""
-        columns = ("model", "adapter", *_SETTINGS)
-        return {c: sorted({r[c] for r in self.images.values()}, key=str) for c in columns}
 
 
 def _side(folder: Path) -> _Side:

@@ -172,8 +172,9 @@ class Run:
     """One training run. Everything that decides its result is here; `out` says where it goes and does not.
 
     Attributes:
-        model: Model folder in diffusers' layout, or a hub id.
+        model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with `config`).
         objective: How to align.
+        config: Folder in diffusers' layout that says what a single file is.
         policy: What is trained: LoRA or Full.
         reference: What the policy is compared with: Frozen, HardCopy or EMA. Not made for objectives without reference.
         old: The previous policy, for objectives that compare with one too (NFT, DGPO, CRD): Frozen, HardCopy or EMA.
@@ -201,6 +202,7 @@ class Run:
 
     model: str
     objective: Objective
+    config: str = ""
     policy: Adaptation = field(default_factory=LoRA)
     reference: Reference = field(default_factory=Frozen)
     old: Reference = field(default_factory=Frozen)

@@ -76,6 +76,7 @@ def sample(
     prompts: Path,
     out: Path,
     lora: Path | None = None,
+    config: str = "",
     per_prompt: int = 1,
     seed: int = 0,
     batch: int = 16,
@@ -91,10 +92,11 @@ def sample(
     name.
 
     Args:
-        model: Model folder in diffusers' layout, or a hub id.
+        model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with --config).
         prompts: Text file with one prompt a line, or JSON lines with "text" and optionally "id".
         out: Record folder to write.
-        lora: Adapter file or folder in diffusers' layout, or a run folder.
+        lora: Adapter file in the layout of diffusers, kohya or ComfyUI, a folder that holds one, or a run folder.
+        config: Folder in diffusers' layout that says what a single file is.
         per_prompt: Images per prompt.
         seed: Names the noise, with the prompt and the image's index.
         batch: Images per denoiser call (two rows each with guidance).
@@ -106,8 +108,8 @@ def sample(
     if per_prompt < 1 or batch < 1:
         raise InputError(f"per_prompt = {per_prompt}, batch = {batch}: expected at least 1")
     listed = read_prompts(prompts)
-    place = weights.locate(model)
-    adapter = adapter_file(lora) if lora else None
+    place = weights.locate(model, config)
+    adapter = weights.adapter_file(lora) if lora else None
     model_hash, adapter_hash = weights.fingerprint(place), weights.fingerprint(adapter) if adapter else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = {
@@ -127,7 +129,7 @@ def sample(
     keys = [[_image_id(model_hash, adapter_hash, arguments["sampler"], p.id, seed, i) for p, i in cut] for cut in cuts]
     todo = [n for n in range(len(cuts)) if not folders.is_whole(out, "images", n, {"id": keys[n]})]
     if todo:
-        backbone = backbones.load(model, device=device)
+        backbone = backbones.load(model, config=config, device=device)
         if adapter:
             backbone.load_lora(adapter)
         artist = Artist(backbone, Sampler(steps, guidance, *_size(backbone, height, width)), seed)
@@ -161,18 +163,6 @@ def _record(
         key, prompt.id, image, sha256, sampler.width, sampler.height,
         model=model, adapter=adapter, sampler=name, seed=seed, index=index,
     )  # fmt: skip
-
-
-def adapter_file(place: Path) -> Path:
-    """The safetensors file of an adapter: the file itself, or the one in a folder or in a run's `policy/`."""
-    if place.is_dir():
-        known = [place / "pytorch_lora_weights.safetensors", place / "policy" / "pytorch_lora_weights.safetensors"]
-        place = next((p for p in known if p.is_file()), known[0])
-    if not place.is_file():
-        raise InputError(f"{place}: no such adapter file")
-    if place.suffix != ".safetensors":
-        raise InputError(f"{place}: expected a .safetensors file; pickled weights are never loaded")
-    return place
 
 
 class Artist:

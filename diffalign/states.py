@@ -32,7 +32,7 @@ class Material:
 
 def prepare(run: Run, data: Dataset, backbone: Backbone, folder: Path) -> Material:
     """The material of a run, read from `folder` where it lies there; raises InputError where latents are not finite."""
-    model, size = weights.fingerprint(weights.locate(run.model)), run.resolution
+    model, size = weights.fingerprint(weights.locate(run.model, run.config)), run.resolution
     images, texts = data.image_ids(), data.text_ids()
 
     def encode_images(ids: Sequence[str]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class Trainer:
         if run.batch % self.world:
             raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
         self._check_kind()
-        self.backbone = backbones.load(run.model, device=device)
+        self.backbone = backbones.load(run.model, config=run.config, device=device)
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
         self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed

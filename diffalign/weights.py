@@ -2,43 +2,93 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from diffalign import places
 from diffalign.records import InputError
 
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
-def locate(model: str) -> Path:
-    """The folder of a model: a local folder, a shipped one ("shapes/sdxl"), or the snapshot of a hub id ("owner/name").
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies: a folder in diffusers' layout, and a single file whose weights go before the folder's."""
 
-    The hub is asked only where its id was named.
+    folder: Path
+    file: Path | None = None
+
+
+def locate(model: str, config: str = "") -> Source:
+    """Where a model lies: a local folder, a single .safetensors file that the folder `config` describes, or the
+    snapshot of a hub id ("owner/name"), fetched only because it was named.
 
     Raises InputError where there is no model, saying what was expected.
     """
     path = Path(model)
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise InputError(f"{path}: holds no model_index.json; expected a model folder in diffusers' layout")
-        return path
-    if model.startswith("shapes/"):
-        return places.asset(model)
+        if config:
+            raise InputError(f"config = {config}: says what a single file is, but {path} is a folder")
+        return Source(_whole(path))
+    if path.suffix in _PICKLES and path.exists():
+        raise InputError(
+            f"{path}: is a pickle, which can run code and is never loaded; convert it where you trust it: "
+            "safetensors.torch.save_file(torch.load(IN, weights_only=True)['state_dict'], OUT)"
+        )
     if path.exists():
-        kind = "a pickle, which is never loaded" if path.suffix in _PICKLES else "a single file"
-        raise InputError(f"{path}: is {kind}; expected a model folder in diffusers' layout or a hub id")
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise InputError(f"{model}: no such model folder")
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        header(path)
+        return Source(_whole(Path(config)) if config else path, path)
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith((".safetensors", *_PICKLES)):
+        raise InputError(f"{model}: no such model folder or file")
+    return Source(_snapshot(model))
 
+
+def _whole(folder: Path) -> Path:
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: holds no model_index.json; expected a model folder in diffusers' layout")
+    return folder
+
+
+def _snapshot(name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    # files at the top are single checkpoints beside the folders, and variants are copies in another dtype
+    wanted = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+    unwanted = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]
     try:
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{model}: no such folder, and the hub does not give it ({type(error).__name__})") from None
+        return _whole(Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted)))
+    except GatedRepoError:
+        remedy = "accept its licence on its page, then log in with `hf auth login` or set HF_TOKEN"
+        raise InputError(f"{name}: is gated on the hub, and no token opens it; {remedy}") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{name}: no such folder, and the hub knows no such model, or hides it") from None
+    except LocalEntryNotFoundError:
+        remedy = "download it where there is a network, or give a local folder"
+        raise InputError(f"{name}: is not in the local cache, and the hub is not reached; {remedy}") from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{name}: no such folder, and the hub does not give it ({type(error).__name__})") from None
+
+
+def header(path: Path) -> dict[str, list[int]]:
+    """Shape of every tensor in a safetensors file, by name, without reading any.
+
+    Raises InputError where the file is not safetensors, or shorter or longer than its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            length = path.stat().st_size
+            entries = json.loads(file.read(size)) if size <= length - 8 else None
+        tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+        end = 8 + size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        shapes = {name: list(entry["shape"]) for name, entry in tensors.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise InputError(f"{path}: is not a whole safetensors file; its header cannot be read") from None
+    if end != length:
+        raise InputError(f"{path}: is not a whole safetensors file; {length} bytes, expected {end}")
+    return shapes
 
 
 def index(folder: Path) -> dict:
@@ -65,8 +115,11 @@ def adapter_file(place: Path) -> Path:
     return place
 
 
-def fingerprint(place: Path) -> str:
+def fingerprint(place: Path | Source) -> str:
     """blake2b-128 of a file, or of all configuration and weight files below a folder, by relative path and content."""
+    if isinstance(place, Source):
+        parts = [fingerprint(part) for part in (place.folder, place.file) if part is not None]
+        return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".json", ".safetensors"))
     h = hashlib.blake2b(digest_size=16)
     for path in files:

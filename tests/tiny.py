@@ -106,10 +106,12 @@ def vae(channels: int = 4, **changes: object) -> diffusers.AutoencoderKL:
     ).eval()
 
 
-def clip(tokenizer: CLIPTokenizer, projection: int | None = None, act: str = "quick_gelu") -> torch.nn.Module:
+def clip(
+    tokenizer: CLIPTokenizer, projection: int | None = None, act: str = "quick_gelu", hidden: int = 32
+) -> torch.nn.Module:
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -181,7 +183,7 @@ def sdxl(prediction: str = "epsilon") -> diffusers.StableDiffusionXLPipeline:
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
+        cross_attention_dim=80,
         attention_head_dim=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -195,7 +197,7 @@ def sdxl(prediction: str = "epsilon") -> diffusers.StableDiffusionXLPipeline:
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(scaling_factor=0.13025),
         text_encoder=clip(tokenizer),
-        text_encoder_2=clip(tokenizer, projection=32, act="gelu"),
+        text_encoder_2=clip(tokenizer, projection=32, act="gelu", hidden=48),
         tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(),
         unet=unet,

@@ -1,10 +1,9 @@
 """What is aligned: one file a model family, found by the class that the model's own index names."""
 
-from pathlib import Path
-
 import torch
 
 from diffalign import weights
+from diffalign.backbones import single_file
 from diffalign.backbones.base import Backbone
 from diffalign.backbones.flux import Flux
 from diffalign.backbones.flux2 import Flux2Klein
@@ -35,10 +34,30 @@ FAMILIES: dict[str, type[Backbone]] = {
 }
 
 
-def load(model: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Backbone:
-    """The backbone of a model folder or hub id; raises InputError on a pipeline class without a file here."""
-    folder: Path = weights.locate(model)
-    name = weights.index(folder)["_class_name"]
+OTHERS = {
+    "StableDiffusionXLImg2ImgPipeline": "draws from a picture (the refiner, say), not from text alone",
+    "StableDiffusionImg2ImgPipeline": "draws from a picture, not from text alone",
+    "StableDiffusionInpaintPipeline": "fills in pictures",
+    "StableDiffusionXLInpaintPipeline": "fills in pictures",
+    "FluxFillPipeline": "fills in pictures",
+    "FluxKontextPipeline": "edits pictures",
+    "QwenImageEditPipeline": "edits pictures",
+    "QwenImageEditPlusPipeline": "edits pictures",
+}
+
+
+def load(
+    model: str, *, config: str = "", dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Backbone:
+    """The backbone of a model folder, a hub id, or a single file that the folder `config` describes.
+
+    Raises InputError on a pipeline class without a file here, or a file that `config` does not describe.
+    """
+    source = weights.locate(model, config)
+    if source.file is not None:
+        single_file.check(source)
+    name = weights.index(source.folder)["_class_name"]
     if name not in FAMILIES:
-        raise InputError(f"{folder}: is a {name}; expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[name](folder, dtype, torch.device(device))
+        what = f", which {OTHERS[name]}" if name in OTHERS else ""
+        raise InputError(f"{source.folder}: is a {name}{what}; expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name](source, dtype, torch.device(device))

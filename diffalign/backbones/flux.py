@@ -13,6 +13,7 @@ from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import flow_solver, read_lora, read_pipeline, shape_of, shift
 from diffalign.diffusion import Flow
+from diffalign.weights import Source
 
 GUIDANCE = 3.5
 
@@ -29,8 +30,8 @@ class Flux(Backbone):
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.pipe = read_pipeline(FluxPipeline, folder, dtype, device)
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+        self.pipe = read_pipeline(FluxPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process = Flow(scale=float(self.pipe.scheduler.config.num_train_timesteps))
 

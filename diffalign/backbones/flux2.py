@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import flow_solver, read_lora, read_pipeline, shape_of
 from diffalign.diffusion import Flow
+from diffalign.weights import Source
 
 
 @final
@@ -30,8 +31,8 @@ class Flux2Klein(Backbone):
         "to_qkv_mlp_proj",
     )
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.pipe = read_pipeline(Flux2KleinPipeline, folder, dtype, device)
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+        self.pipe = read_pipeline(Flux2KleinPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process = Flow(scale=float(self.pipe.scheduler.config.num_train_timesteps))
 

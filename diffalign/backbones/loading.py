@@ -16,29 +16,53 @@ from diffalign.diffusion import VP, Flow
 from diffalign.records import InputError
 
 P = TypeVar("P")
+# judge or guard pictures, or stand for pictures as prompts: nothing that is drawn here needs them
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def read_pipeline(kind: type[P], folder: Path, dtype: torch.dtype, device: torch.device) -> P:
-    """The pipeline in a local folder, frozen, in eval mode, its components that the index gives as null left out.
+def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, device: torch.device) -> P:
+    """The pipeline of a model, frozen, in eval mode, its components that the index gives as null left out.
 
-    Raises InputError naming the folder where a component is missing, truncated or not in safetensors.
+    Raises InputError naming the folder or file where a component is missing, truncated or not in safetensors.
     """
-    index = weights.index(folder)
-    absent = {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+    index = weights.index(source.folder)
+    wanted = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    absent = {name: None for name, entry in wanted.items() if entry[0] is None or name in UNUSED}
+    for part in wanted.keys() - absent.keys() if source.file is None else ():
+        for file in sorted((source.folder / part).glob("*.safetensors")):
+            weights.header(file)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        # pickles are refused, not preferred against: use_safetensors=True raises where only a .bin file is there
-        pipe = kind.from_pretrained(
-            folder, **absent, dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise InputError(f"{folder}: cannot be loaded as {kind.__name__}: {str(error).splitlines()[0][:160]}") from None
-    for module in pipe.components.values():
+        pipe = _from_file(kind, source, absent, dtype) if source.file else _from_folder(kind, source, absent, dtype)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        place = source.file or source.folder
+        raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {_first_line(error)}") from None
+    for name, module in pipe.components.items():
         if isinstance(module, nn.Module):
+            if missing := next((n for n, p in module.named_parameters() if p.is_meta), None):
+                raise InputError(f"{source.file or source.folder}: holds no tensor {missing} of the {name}")
             weights.settle(module.eval().requires_grad_(False)).to(device)
     return pipe
+
+
+def _from_folder(kind: type[P], source: weights.Source, absent: dict[str, None], dtype: torch.dtype) -> P:
+    # pickles are refused, not preferred against: use_safetensors=True raises where only a .bin file is there
+    return kind.from_pretrained(
+        source.folder, **absent, dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
+    )
+
+
+def _from_file(kind: type[P], source: weights.Source, absent: dict[str, None], dtype: torch.dtype) -> P:
+    # without a config it would look for one on the hub; with a local folder it does not
+    return kind.from_single_file(
+        str(source.file), config=str(source.folder), **absent, torch_dtype=dtype, local_files_only=True
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def process_of(config: Any) -> VP:

@@ -14,6 +14,7 @@ from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import adapt, process_of, read_pipeline, shape_of, vp_solver
 from diffalign.diffusion import VP
+from diffalign.weights import Source
 
 TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 
@@ -30,10 +31,10 @@ class PixArt(Backbone):
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        name = weights.index(folder)["_class_name"]
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+        name = weights.index(source.folder)["_class_name"]
         kind = PixArtAlphaPipeline if name == "PixArtAlphaPipeline" else PixArtSigmaPipeline
-        self.pipe = read_pipeline(kind, folder, dtype, device)
+        self.pipe = read_pipeline(kind, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process: VP = process_of(self.pipe.scheduler.config)
         self.tokens = TOKENS[name]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import flow_of, flow_solver, read_lora, read_pipeline, shape_of, shift
 from diffalign.diffusion import Flow
+from diffalign.weights import Source
 
 
 @final
@@ -26,8 +27,8 @@ class Sana(Backbone):
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.pipe = read_pipeline(SanaPipeline, folder, dtype, device)
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+        self.pipe = read_pipeline(SanaPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process: Flow = flow_of(self.pipe.scheduler.config)
         self.instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

@@ -12,6 +12,7 @@ from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import process_of, read_lora, read_pipeline, shape_of, vp_solver
 from diffalign.diffusion import VP
+from diffalign.weights import Source
 
 
 @final
@@ -22,8 +23,8 @@ class SD(Backbone):
     part = "unet"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.pipe = read_pipeline(StableDiffusionPipeline, folder, dtype, device)
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+        self.pipe = read_pipeline(StableDiffusionPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.unet
         self.process: VP = process_of(self.pipe.scheduler.config)
 

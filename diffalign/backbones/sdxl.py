@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import process_of, read_lora, read_pipeline, shape_of, vp_solver
 from diffalign.diffusion import VP
+from diffalign.records import InputError
+from diffalign.weights import Source
 
 
 @final
@@ -21,8 +23,10 @@ class SDXL(Backbone):
     part = "unet"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.pipe = read_pipeline(StableDiffusionXLPipeline, folder, dtype, device)
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+        self.pipe = read_pipeline(StableDiffusionXLPipeline, source, dtype, device)
+        if self.pipe.text_encoder is None:
+            raise InputError(f"{source.folder}: has no first text encoder (a refiner?); expected an SDXL base model")
         self.denoiser: nn.Module = self.pipe.unet
         self.process: VP = process_of(self.pipe.scheduler.config)
         # fp16 activations of this autoencoder overflow to NaN, so it stays in float32 whatever the denoiser runs in
@@ -43,7 +47,8 @@ class SDXL(Backbone):
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
-        return {"time_ids": torch.tensor([(*size, 0, 0, *target) for size in original], dtype=self.denoiser.dtype)}
+        rows = [(*size, *_corner(size, target), *target) for size in original]
+        return {"time_ids": torch.tensor(rows, dtype=self.denoiser.dtype)}
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -74,3 +79,9 @@ class SDXL(Backbone):
 
     def pipeline(self, denoiser: nn.Module) -> StableDiffusionXLPipeline:
         return type(self.pipe)(**{**self.pipe.components, "unet": denoiser})
+
+
+def _corner(original: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the centre crop of `target` from a picture whose shorter side was first scaled to fit it."""
+    scale = max(t / o for t, o in zip(target, original, strict=True))
+    return tuple((max(t, round(o * scale)) - t) // 2 for t, o in zip(target, original, strict=True))

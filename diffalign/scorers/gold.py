@@ -48,7 +48,7 @@ def _verdicts(images: Sequence[Image], prompts: Sequence[str]) -> list:
 
 @functools.lru_cache(maxsize=128)
 def _verdict(pixels: bytes, shape: tuple[int, ...], prompt: str):
-    """Remembered, because gold and gold_right ask of the same batch in turn, and reading a picture takes milliseconds."""
+    """Remembered, because gold and gold_right ask of the same batch in turn, and reading a picture takes long."""
     from diffalign.shapes.gold import judge
 
     return judge(np.frombuffer(pixels, np.uint8).reshape(shape), prompt)

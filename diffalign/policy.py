@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign import checkpoint, weights
+from diffalign import adapters, checkpoint, weights
 from diffalign.backbones.base import Backbone
 from diffalign.records import InputError
 from diffalign.run import EMA, Adaptation, Frozen, LoRA, Reference
@@ -64,7 +63,8 @@ class Policy:
         targets = list(lora.targets or self.backbone.targets)
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, init_lora_weights=True)
         try:
-            self.denoiser.add_adapter(config)
+            # not `denoiser.add_adapter`, which some of diffusers' denoisers (PixArt's) do not have
+            inject_adapter_in_model(config, self.denoiser)
         except ValueError as error:
             raise InputError(f"LoRA targets {targets}: {str(error).splitlines()[0]}") from None
         for name, parameter in self.denoiser.named_parameters():
@@ -149,16 +149,12 @@ class Policy:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`."""
         temporary = checkpoint.scratch(folder)
         if isinstance(self.adaptation, LoRA):
-            layers = {k: v.contiguous() for k, v in get_peft_model_state_dict(self.denoiser).items()}
-            self.backbone.save_lora(temporary, layers, self._metadata())
+            self.backbone.save_lora(temporary, *adapters.peft(adapters.of(self.denoiser)))
         else:
             self.denoiser.save_pretrained(temporary / self.backbone.part)
         for file in temporary.rglob("*.safetensors"):
             weights.settle_header(file)
         checkpoint.publish(folder, temporary)
-
-    def _metadata(self) -> dict[str, Any]:
-        return self.denoiser.peft_config["default"].to_dict()
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class Dataset:
         captions: Literal["prompt", "own"] = "prompt",
         labels: Literal["as_given", "swapped"] = "as_given",
     ) -> None:
-        folders.open_folder(folder, "pair")
+        folders.open_folder(folder, "pair", "import", "filter")
         rows = [r for r in folders.records(folder, "judgements") if r.status in ("decided", "tie")]
         if not rows:
             raise InputError(f"{folder}: holds no decided judgement, so there is nothing to train on")

@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
-MAIN = {"import": "images", "sample": "images", "score": "scores", "pair": "judgements"}
+MAIN = {"import": "images", "sample": "images", "score": "scores", "pair": "judgements", "filter": "judgements"}
 
 
 def begin(folder: Path, manifest: Manifest) -> None:
@@ -70,7 +70,9 @@ def _require_same(folder: Path, found: Manifest, manifest: Manifest) -> None:
 
 def _tables(manifest: Manifest) -> tuple[str, ...]:
     """The tables of a folder; scores of a plain image folder come with its prompts and images."""
-    if manifest.stage in ("import", "sample"):
+    if manifest.stage == "import":
+        return ("prompts", "images", "judgements")
+    if manifest.stage == "sample":
         return ("prompts", "images")
     if manifest.stage == "score":
         return ("scores",) if manifest.parents else ("prompts", "images", "scores")

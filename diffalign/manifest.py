@@ -11,7 +11,7 @@ from typing import Any
 from diffalign.records import InputError, digest
 
 FORMAT = 1
-STAGES = ("import", "sample", "score", "pair")
+STAGES = ("import", "sample", "score", "pair", "filter")
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers")
 
 
@@ -20,7 +20,7 @@ class Manifest:
     """`diffalign.json`: what made a record folder.
 
     `batches` is the number of parts of a whole folder. `extends` names the arguments that may grow without making it
-    another folder (they are left out of the fingerprint).
+    another folder (they are left out of the fingerprint). `counts` says what was kept and what was left out, and why.
     """
 
     stage: str
@@ -28,6 +28,7 @@ class Manifest:
     batches: int
     parents: tuple[dict[str, str], ...] = ()
     extends: tuple[str, ...] = ()
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: versions())
     format: int = FORMAT
 

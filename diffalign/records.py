@@ -21,7 +21,9 @@ STATUSES = ("decided", "tie", "both_good", "both_bad", "no_preference", "unlabel
 
 
 class InputError(ValueError):
-    """A user's mistake, said in one line: what was found, where, and what was expected."""
+    """A user's mistake, said in one line: what was found, where, what was expected. `status` is what it exits with."""
+
+    status: ClassVar[int] = 2
 
 
 def digest(*parts: str | bytes | int | float | None) -> str:

@@ -1,1 +1,118 @@
-"""Whose data: one file a public layout, from its files to records."""
+"""Whose data: a public schema or a folder layout -> entries. A set is known by its columns, never by its name."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from diffalign.readers import columns, hpd, imagereward_db, open_image_preferences, pickapic, rapidata
+from diffalign.readers.base import Reader
+from diffalign.readers.files import File, parquet, renamed, table
+from diffalign.readers.layouts import PICTURES, layout
+from diffalign.readers.tars import tar
+from diffalign.records import InputError
+
+READERS: tuple[Reader, ...] = (
+    *pickapic.READERS, *hpd.READERS, *imagereward_db.READERS, *open_image_preferences.READERS, *rapidata.READERS,
+    *columns.READERS,
+)  # fmt: skip
+_TARS = (".tar", ".tar.gz", ".tgz")
+_TABLES = (".csv", ".json", ".jsonl")
+
+
+def opened(path: Path) -> File | None:
+    """The rows of one file; None where it holds no rows (a JSON file of something else)."""
+    if path.name.endswith(_TARS):
+        return tar(path)
+    if path.suffix == ".parquet":
+        return parquet(path)
+    if path.suffix in _TABLES:
+        return table(path)
+    raise InputError(f"{path}: expected Parquet, CSV, JSON, JSON lines (.jsonl) or a tar; or a folder")
+
+
+def _files(source: Path) -> list[Path]:
+    """The files of rows in a folder, by name; hidden ones left out."""
+    kinds = (".parquet", *_TABLES, *_TARS)
+    found = [p for p in source.rglob("*") if p.name.endswith(kinds) and p.is_file()]
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(source).parts))
+
+
+def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[Reader, list[File], list[Path]]:
+    """(the reader, the files it reads, those of another kind) of a file or folder.
+
+    `mapping` says which column stands for which. Raises InputError where the columns are of no known set, or of two.
+    """
+    if not source.exists():
+        raise InputError(
+            f"{source}: no such file or folder; a set on the hub is downloaded first: "
+            f"hf download {source} --repo-type dataset --local-dir DIR"
+        )
+    if source.is_file():
+        file = opened(source)
+        if file is None:
+            raise InputError(f"{source}: expected a list of objects, one a row")
+        file = renamed(file, mapping)
+        return recognise(file, reader), [file], []
+    paths = _files(source)
+    pictures = layout(source) if not paths else None
+    files = [pictures] if pictures else [f for f in map(opened, paths) if f]
+    known: dict[str, list[File]] = {}
+    refusals = []
+    for file in files:
+        try:
+            file = renamed(file, mapping)
+            known.setdefault(recognise(file, reader).name, []).append(file)
+        except InputError as error:
+            refusals.append(error)
+    if not known:
+        raise (
+            refusals[0]
+            if refusals
+            else InputError(
+                f"{source}: holds no file of rows, no chosen/ and rejected/, and no pictures named …_w and …_l or …_0, …_1 "
+                f"({', '.join(PICTURES[:4])})"
+            )
+        )
+    if len(known) > 1:
+        what = ", ".join(f"{name} ({files[0].path.name})" for name, files in known.items())
+        raise InputError(f"{source}: holds sets of several kinds: {what}; name one file or --reader")
+    ((name, kept),) = known.items()
+    others = [p for p in paths if p not in {f.path for f in kept}]
+    return named(name), kept, others
+
+
+def named(name: str) -> Reader:
+    """The reader of that name."""
+    found = {r.name: r for r in READERS}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, 1)
+        raise InputError(f"reader {name!r}: expected {f'{near[0]!r} or ' if near else ''}one of {', '.join(found)}")
+    return found[name]
+
+
+def recognise(file: File, wanted: str | None) -> Reader:
+    """The reader whose needed columns are all there, the most of them; raises InputError naming what is missing."""
+    if wanted:
+        reader = named(wanted)
+        missing = reader.missing(file.columns)
+        if missing:
+            raise InputError(f"{file.path}: {_absent(missing, file.columns)}, which {reader.name} needs")
+        return reader
+    fitting = [r for r in READERS if not r.missing(file.columns)]
+    if fitting:
+        return max(fitting, key=lambda r: len(r.needs))
+    nearest = max(READERS, key=lambda r: (len(r.needs) - len(r.missing(file.columns))) / len(r.needs))
+    absent = _absent(nearest.missing(file.columns), file.columns)
+    raise InputError(
+        f"{file.path}: columns {', '.join(file.columns) or '(none)'} are of no known set; nearest is {nearest.name}: "
+        f"{absent}; --columns NEW=OLD says which column is which"
+    )
+
+
+def _absent(missing: Sequence[str], there: Sequence[str]) -> str:
+    """Which columns are missing, and which present ones look like them."""
+    said = []
+    for need in missing:
+        near = [n for name in need.split("|") for n in difflib.get_close_matches(name, there, 1)]
+        said.append(f"{need.replace('|', ' or ')}{f' (did you mean {near[0]!r}?)' if near else ''}")
+    return f"column {', '.join(said)} is missing"

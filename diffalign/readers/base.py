@@ -42,7 +42,7 @@ class Row:
             raise self.error(field, "wrong type", f"is {type(value).__name__}, {detail}")
         if any("\ud800" <= c <= "\udfff" for c in value):
             raise self.error(field, "wrong type", "is not valid Unicode")
-        return value.strip()
+        return value
 
     def optional(self, field: str) -> str | None:
         """A text or number as text, or None."""
@@ -101,7 +101,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of all images of an entry: a pair's P(first is better), a ranking's scores, one image's desirability."""
+    """What is said of an entry's images: a pair's P(first is better), a ranking's scores, an image's desirability."""
 
     kind: str
     status: str
@@ -124,8 +124,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reader:
-    """A public schema. `needs` names the columns by which it is known ("a|b": either); `labels` are others it reads
-    before any picture; `pictures` are the columns of images, read only for rows that are kept.
+    """A public schema. `needs` names the columns by which it is known ("a|b": either); `pictures` are the columns its
+    slots point into, read only for rows that are kept; all other needed columns and `labels` are read before that.
     """
 
     name: str
@@ -142,10 +142,9 @@ class Reader:
 
     def columns(self, there: Iterable[str]) -> tuple[list[str], list[str]]:
         """(columns of labels, columns of pictures) that the reader reads of those there."""
-        known = [name for need in self.needs for name in need.split("|")] + list(self.labels)
-        present = set(there)
-        labels = [n for n in dict.fromkeys(known) if n in present and n not in self.pictures]
-        return labels, [n for n in self.pictures if n in present]
+        needed = [name for need in self.needs for name in need.split("|") if name not in self.pictures]
+        found, labels = set(there), dict.fromkeys((*needed, *self.labels))
+        return [n for n in labels if n in found], [n for n in self.pictures if n in found]
 
 
 def each(read: Callable[[Row], Entry]) -> Callable[[Iterable[Row]], Iterator[Entry | RowError]]:
@@ -166,16 +165,16 @@ def present(row: Row, names: str) -> str:
     return next((n for n in names.split("|") if n in row.values), names.split("|")[0])
 
 
-def pair(p: float, **known: Any) -> Verdict:
-    """P(first is better) = p; one half is a tie."""
-    return Verdict("pair", "tie" if p == 0.5 else "decided", p=p, **known)
-
-
 UNLABELLED = Verdict("pair", "unlabelled")
 
 
+def pair(p: float, dimension: str = "overall") -> Verdict:
+    """P(first is better) = p; one half is a tie."""
+    return Verdict("pair", "tie" if p == 0.5 else "decided", p=p, dimension=dimension)
+
+
 def complementary(row: Row, first: str, second: str) -> Verdict:
-    """The verdict of two label columns that must add up to 1 (the second may be absent); unlabelled where both are empty."""
+    """The verdict of two label columns that add up to 1 (the second may be absent); unlabelled where both are empty."""
     a, b = row.number_or_none(first), row.number_or_none(second)
     if a is None and b is None:
         return UNLABELLED
@@ -189,7 +188,7 @@ def complementary(row: Row, first: str, second: str) -> Verdict:
     return pair(a)
 
 
-def shares(row: Row, first: str, second: str, **known: Any) -> Verdict | None:
+def shares(row: Row, first: str, second: str, dimension: str = "overall") -> Verdict | None:
     """P(first is better) = a / (a + b) of two counts or weights of votes; None where there are no votes."""
     a, b = row.number_or_none(first), row.number_or_none(second)
     if a is None or b is None:
@@ -200,11 +199,12 @@ def shares(row: Row, first: str, second: str, **known: Any) -> Verdict | None:
     for field, value in ((first, a), (second, b)):
         if value < 0:
             raise row.error(field, "label out of range", f"is {value}, expected at least 0")
-    return pair(a / (a + b), **known) if a + b > 0 else None
+    return pair(a / (a + b), dimension) if a + b > 0 else None
 
 
-def ranking(row: Row, field: str, scores: list[float], **known: Any) -> Verdict:
+def ranking(row: Row, field: str, scores: list[float], dimension: str = "overall") -> Verdict:
     """Higher is better; a list of one value only is a tie. Fewer than two images cannot be ranked."""
     if len(scores) < 2:
         raise row.error(field, "list of one", f"has {len(scores)} images, expected at least 2")
-    return Verdict("ranking", "tie" if len(set(scores)) == 1 else "decided", scores=tuple(scores), **known)
+    status = "tie" if len(set(scores)) == 1 else "decided"
+    return Verdict("ranking", status, scores=tuple(scores), dimension=dimension)

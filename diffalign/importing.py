@@ -1,0 +1,278 @@
+"""Preference data of any kind -> a record folder: prompts, pictures, judgements; what is left out is counted."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffalign import conversions, folders, readers
+from diffalign.progress import track
+from diffalign.readers import shelf
+from diffalign.readers.base import Entry, Reader, RowError
+from diffalign.readers.files import Cells, File
+from diffalign.readers.judging import Policy
+from diffalign.records import Image, InputError, Judgement, Prompt, digest, prompt_id
+
+COLUMNS = ("where", "field", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What pass one found: labels only, no picture read."""
+
+    reader: Reader
+    files: list[File]
+    roots: tuple[Path, ...]
+    policy: Policy
+    rows: int
+    kept: int
+    prompts: Counter[str]
+    dropped: Counter[str]
+    refused: list[RowError]
+
+    def entries(self) -> Iterator[tuple[File, Entry]]:
+        """The entries whose labels are kept, in order."""
+        for file in self.files:
+            for entry in read(self.reader, file):
+                if isinstance(entry, Entry) and self.policy.judgements(entry, _stand_ins(entry), "")[0]:
+                    yield file, entry
+
+
+def read(reader: Reader, file: File) -> Iterator[Entry | RowError]:
+    """The entries of a file and the rows that were refused, by labels alone."""
+    return reader.entries(file.rows(reader.columns(file.columns)[0]))
+
+
+def _stand_ins(entry: Entry) -> list[str]:
+    return [str(n) for n in range(len(entry.slots))]
+
+
+def import_(
+    source: Path,
+    /,
+    *,
+    out: Path,
+    reader: str | None = None,
+    columns: tuple[str, ...] = (),
+    images: Path | None = None,
+    dimension: str = "overall",
+    lists: conversions.Lists = "keep",
+    ties: conversions.Ties = "drop",
+    unpaired: bool = False,
+    bad: Literal["skip", "refuse"] = "skip",
+    batch: int = 256,
+) -> str:
+    """Read preference data of any known kind into a record folder that `train`, `score`, `inspect` and `filter` read.
+
+    Known by their columns: Pick-a-Pic, HPDv2, HPDv3, ImageRewardDB, open-image-preferences, Rapidata,
+    Pick-Double-Caption, and plain tables: prompt, chosen, rejected; prompt, image_0, image_1, preferred (or p_first);
+    prompt, images, ranks (or scores); prompt, image, desirable. Files may be Parquet, CSV, JSON, JSON lines or
+    webdataset tars, or folders chosen/ and rejected/, liked/ and disliked/, NAME_w and NAME_l, NAME_0 … (best first).
+    Labels are read before any picture. What is left out is counted by reason in diffalign.json, and rows that could not
+    be used are named in refused.csv.
+
+    Args:
+        source: File or folder of files.
+        out: Record folder to write.
+        reader: Which kind of data it is, where the columns do not say.
+        columns: NEW=OLD, say prompt=text: the column OLD is to be read as NEW.
+        images: Folder that names of picture files start from; by default that of the file that names them.
+        dimension: Which of several judgements to take: overall, another by name, all, mean or pareto.
+        lists: What rankings become: kept as lists, or pairs.
+        ties: Leave ties out, keep them as P = 1/2, or keep them with half the weight.
+        unpaired: Take pairs apart into liked and disliked images.
+        bad: Whether a row that cannot be used is left out and counted, or ends the import.
+        batch: Rows per part.
+    """
+    if batch < 1:
+        raise InputError(f"batch = {batch}: expected at least 1")
+    policy = Policy(dimension, lists, ties, unpaired)
+    mapping = parse_columns(columns)
+    chosen, files, others = readers.find(source, reader, mapping)
+    plan = _plan(chosen, files, roots(source, images), policy, bad)
+    settings = {"dimension": dimension, "lists": lists, "ties": ties, "unpaired": unpaired, "bad": bad, "batch": batch}
+    arguments = settings | {"reader": chosen.name, "columns": mapping, "source": _fingerprint(files)}
+    batches = math.ceil(plan.kept / batch)
+    fresh = not out.exists()
+    manifest = folders.Manifest("import", arguments, batches)
+    before = folders.load(out).counts if (out / "diffalign.json").exists() else {}
+    folders.begin(out, dataclasses.replace(manifest, counts=before))
+    try:
+        tally = _write(out, plan, batch, batches, bad)
+    except InputError:
+        if fresh:
+            shutil.rmtree(out)
+        raise
+    counts = _count(out, plan, tally) | {"files_not_read": len(others)}
+    folders.begin(out, dataclasses.replace(manifest, counts=counts))
+    return _summary(out, chosen, counts, plan.refused + tally.errors)
+
+
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+    """{"prompt": "text"} of ("prompt=text",)."""
+    wrong = [c for c in columns if not all(c.partition("=")[::2])]
+    if wrong:
+        raise InputError(f"columns {wrong[0]!r}: expected NEW=OLD, say prompt=text")
+    return {new: old for new, _, old in (c.partition("=") for c in columns)}
+
+
+def roots(source: Path, images: Path | None) -> tuple[Path, ...]:
+    """The folders that names of pictures may start from."""
+    if images is not None and not images.is_dir():
+        raise InputError(f"images = {images}: no such folder")
+    folder = source if source.is_dir() else source.parent
+    # HPDv2 keeps the pictures of train.json in train/.
+    beside = (source.with_suffix(""),) if source.is_file() and source.with_suffix("").is_dir() else ()
+    return (images,) if images else (folder, *beside, *(p for p in (folder / "images",) if p.is_dir()))
+
+
+def _plan(reader: Reader, files: list[File], places: tuple[Path, ...], policy: Policy, bad: str) -> _Plan:
+    rows, kept, refused = 0, 0, []
+    prompts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    dimensions: set[str] = set()
+    for entry in (e for file in files for e in read(reader, file)):
+        rows += 1
+        if isinstance(entry, RowError):
+            refused.append(_refuse(entry, bad))
+            continue
+        dimensions |= {v.dimension for v in entry.verdicts if v.status != "unlabelled"}
+        judgements, why = policy.judgements(entry, _stand_ins(entry), "")
+        if judgements:
+            kept += 1
+            prompts[entry.prompt] += 1
+        else:
+            dropped[why] += 1
+    if policy.dimension not in dimensions | {"all", "mean", "pareto"} and dimensions:
+        raise InputError(f"dimension = {policy.dimension}: the data speak of {', '.join(sorted(dimensions))}")
+    if not kept:
+        counted = dropped + Counter(e.reason for e in refused)
+        why = f"{shelf.known(counted) or 'there is none'}{f' (first: {refused[0]})' if refused else ''}"
+        raise InputError(f"{files[0].path}: no row of {rows} can be used: {why}")
+    return _Plan(reader, files, places, policy, rows, kept, prompts, dropped, refused)
+
+
+def _refuse(error: RowError, bad: str) -> RowError:
+    if bad == "refuse":
+        raise error
+    return error
+
+
+def _fingerprint(files: Sequence[File]) -> str:
+    """Hash of the files' names, lengths and last bytes (where Parquet keeps its index)."""
+    parts: list[str | int | bytes] = []
+    for file in files:
+        parts.append(file.path.name)
+        if file.path.is_file():
+            with file.path.open("rb") as handle:
+                size = file.path.stat().st_size
+                handle.seek(max(0, size - 65536))
+                parts += [size, handle.read()]
+        else:
+            parts += [str(row.values) for row in file.rows(file.columns)]
+    return digest("source", *parts)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What was wrong with pictures, and by what reasons rows were lost."""
+
+    errors: list[RowError]
+    lost: Counter[str]
+
+    def add(self, other: "_Tally") -> None:
+        self.errors.extend(other.errors)
+        self.lost.update(other.lost)
+
+
+def _write(out: Path, plan: _Plan, batch: int, batches: int, bad: str) -> _Tally:
+    """Prompts, then part by part refusals, judgements and images (which say that a part is whole)."""
+    prompts = [Prompt(prompt_id(text), text, plan.prompts[text]) for text in sorted(plan.prompts)]
+    folders.write_part(out, "prompts", 0, prompts)
+    entries, stored, total = plan.entries(), shelf.Shelf(), _Tally([], Counter())
+    cells: dict[Path, Callable[[int], Cells]] = {}
+    for number in track(range(batches), "import", batches):
+        taken = list(itertools.islice(entries, batch))
+        notes = out / "refused" / f"part-{number:05d}.json"
+        if notes.is_file() and folders.is_whole(out, "images", number, {}):
+            stored.remember(folders.leading(out, "images", number, {}))
+            stored.name(folders.leading(out, "judgements", number, {}))
+            found = json.loads(notes.read_text(encoding="utf-8"))
+            total.add(_Tally([RowError(*row) for row in found["errors"]], Counter(found["lost"])))
+            continue
+        rows: list[Judgement] = []
+        images: list[Image] = []
+        tally = _Tally([], Counter())
+        for file, entry in taken:
+            if file.path not in cells:
+                cells = {file.path: file.cells(plan.reader.columns(file.columns)[1])}
+            said, new, found = _one(entry, cells[file.path], plan, stored)
+            errors = [_refuse(error, bad) for error in found]
+            lost = [] if said else [e.reason for e in errors][:1] or ["tie"]
+            rows, images = rows + said, images + new
+            tally.add(_Tally(errors, Counter(lost)))
+        lines = [[getattr(e, c) for c in COLUMNS] for e in tally.errors]
+        folders.write_atomically(notes, json.dumps({"errors": lines, "lost": tally.lost}).encode())
+        folders.write_part(out, "judgements", number, rows)
+        folders.write_part(out, "images", number, images)
+        total.add(tally)
+    return total
+
+
+def _one(
+    entry: Entry, cells: Callable[[int], Cells], plan: _Plan, stored: shelf.Shelf
+) -> tuple[list[Judgement], list[Image], list[RowError]]:
+    """(judgements, new images, what was wrong) of one entry; a pair is left out where one picture is no good."""
+    found, broken = shelf.look(entry, cells, plan.roots)
+    found, double = shelf.different(entry, found)
+    errors = broken + double
+    kept = shelf.reduced(entry, [number for number, _, _ in found])
+    if kept is None or not plan.policy.judgements(kept, _stand_ins(kept), "")[0]:
+        return [], [], errors
+    names, images = [], []
+    for slot, (_, picture, data) in zip(kept.slots, found, strict=True):
+        name, new = stored.add(kept.prompt, slot, picture, data)
+        names.append(name)
+        images += new
+    rows, _ = plan.policy.judgements(kept, names, plan.reader.name)
+    return stored.name(rows), images, errors
+
+
+def _count(out: Path, plan: _Plan, tally: _Tally) -> dict[str, Any]:
+    """What was kept and what was not; `refused.csv` beside it names the rows that could not be used."""
+    errors = [*plan.refused, *tally.errors]
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([getattr(e, c) for c in COLUMNS] for e in errors)
+    folders.write_atomically(out / "refused.csv", sink.getvalue().encode())
+    dropped = plan.dropped + Counter(e.reason for e in plan.refused) + tally.lost
+    return {
+        "rows": plan.rows,
+        "rows_kept": plan.rows - dropped.total(),
+        "judgements": len(folders.read(out, "judgements", ["id"])),
+        "images": len(folders.read(out, "images", ["id"])),
+        "prompts": len(plan.prompts),
+        "dropped": dict(sorted(dropped.items())),
+        "pictures_left_out": dict(sorted(Counter(e.reason for e in tally.errors).items())),
+    }
+
+
+def _summary(out: Path, reader: Reader, counts: dict[str, Any], errors: Sequence[RowError]) -> str:
+    terms = f"; licence of the set: {reader.licence}" if reader.licence else ""
+    first = f" (first: {errors[0]})" if errors else ""
+    unread = f"; {counts['files_not_read']} files of another kind were not read" if counts["files_not_read"] else ""
+    return (
+        f"{out}: {counts['rows_kept']} of {counts['rows']} rows kept as {reader.name}: "
+        f"{counts['judgements']} judgements of {counts['images']} images and {counts['prompts']} prompts; left out: "
+        f"{shelf.known(counts['dropped']) or 'nothing'}{first}{unread}{terms}; "
+        f"next: diffalign inspect {out}, then diffalign train RECIPE --data {out} --out …"
+    )

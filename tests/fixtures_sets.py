@@ -1,0 +1,343 @@
+"""Small copies of public preference sets in their real layout, made by code, with the rows that break loaders.
+
+Each holds, where its schema can: a decided pair, a tie, an unlabelled row, a truncated JPEG, CMYK and RGBA pictures,
+sides of unequal size, a picture shown in two rows, and curly quotes in a prompt.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CURLY = "a “quoted” fox, it’s red"
+
+
+def picture(seed: int, size: tuple[int, int] = (24, 24), mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """The file of a picture of smooth random colours, (width, height) = size."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(small).resize(size, PIL.Image.Resampling.BICUBIC).convert(mode)
+    sink = io.BytesIO()
+    image.save(sink, format=kind)
+    return sink.getvalue()
+
+
+A, B, C, D = (picture(n) for n in range(4))
+WIDE = picture(5, (48, 24), kind="JPEG")
+CMYK = picture(6, mode="CMYK", kind="JPEG")
+RGBA = picture(7, mode="RGBA")
+CUT = picture(8, (64, 64), kind="JPEG")[:-500]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: prompt, two pictures, and P(first is better), None where unlabelled."""
+
+    prompt: str
+    first: bytes
+    second: bytes
+    p: float | None
+
+
+CASES = (
+    Case("a red circle", A, B, 1.0),
+    Case(CURLY, C, WIDE, 0.0),
+    Case("a red circle", B, D, 0.5),
+    Case("a blue square", A, C, None),
+    Case("a green square", CUT, A, 1.0),
+    Case("ink", CMYK, RGBA, 0.0),
+    Case("a red circle", A, D, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a set holds once imported, lists as all pairs: (prompt, better picture, worse picture); what is left out."""
+
+    source: Path
+    reader: str
+    pairs: list[tuple[str, bytes, bytes]]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def decided(cases: Sequence[Case]) -> list[tuple[str, bytes, bytes]]:
+    """The pairs that a reader must keep, better picture first."""
+    good = [c for c in cases if c.p not in (None, 0.5) and CUT not in (c.first, c.second)]
+    return [(c.prompt, c.first, c.second) if c.p > 0.5 else (c.prompt, c.second, c.first) for c in good]
+
+
+def parquet(path: Path, rows: Sequence[Mapping[str, Any]], group: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    pq.write_table(pa.Table.from_pylist([{n: r.get(n) for n in names} for r in rows]), path, row_group_size=group)
+    return path
+
+
+def files(folder: Path, cases: Sequence[Case] = CASES) -> list[tuple[str, str]]:
+    """The pictures of the cases as files; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for n, case in enumerate(cases):
+        for side, data in (("a", case.first), ("b", case.second)):
+            (folder / f"{n}{side}.{ending(data)}").write_bytes(data)
+        names.append((f"{n}a.{ending(case.first)}", f"{n}b.{ending(case.second)}"))
+    return names
+
+
+def ending(data: bytes) -> str:
+    return "png" if data.startswith(b"\x89PNG") else "jpg"
+
+
+def pickapic_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "are_different": True, "best_image_uid": f"u{n}", "caption": c.prompt, "created_at": "2023-01-01",
+            "has_label": c.p is not None, "image_0_uid": f"u{n}", "image_1_uid": f"v{n}", "jpg_0": c.first,
+            "jpg_1": c.second, "label_0": 0.0 if c.p is None else c.p, "label_1": 0.0 if c.p is None else 1 - c.p,
+            "model_0": "sdxl", "model_1": "dreamlike" if n % 2 else "sdxl", "ranking_id": n, "user_id": n % 3,
+            "num_example_per_prompt": 1, "__index_level_0__": n,
+        }
+        for n, c in enumerate(CASES)
+    ]  # fmt: skip
+
+
+_PAIRWISE = {"tie": 1, "unlabelled": 1, "unreadable image": 1}
+
+
+def pickapic(place: Path) -> Made:
+    path = parquet(place / "train-00000-of-00001.parquet", pickapic_rows())
+    return Made(path, "pickapic", decided(CASES), _PAIRWISE)
+
+
+def double_caption(place: Path) -> Made:
+    rows = [r | {"caption_0": f"first {n}", "caption_1": f"second {n}"} for n, r in enumerate(pickapic_rows())]
+    return Made(parquet(place / "train.parquet", rows), "pickapic", decided(CASES), _PAIRWISE)
+
+
+def webdataset(place: Path) -> Made:
+    cases = [c for c in CASES if c.p is not None]
+    place.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(place / "00000.tar", "w") as tar:
+        for n, c in enumerate(cases):
+            cells = {"jpg_0.jpg": c.first, "jpg_1.jpg": c.second, "label_0.txt": f"{c.p}".encode()}
+            cells |= {"label_1.txt": f"{1 - c.p}".encode(), "original_prompt.txt": c.prompt.encode()}
+            for name, data in cells.items():
+                member = tarfile.TarInfo(f"{n:06d}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return Made(place / "00000.tar", "pickapic", decided(cases), {"tie": 1, "unreadable image": 1})
+
+
+def hpdv2(place: Path) -> Made:
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    names = files(place / "train", cases)
+    rows = [
+        {"human_preference": [int(c.p), 1 - int(c.p)], "prompt": c.prompt, "file_path": list(n), "user_hash": "h"}
+        for c, n in zip(cases, names, strict=True)
+    ]
+    (place / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+    return Made(place / "train.json", "hpdv2", decided(cases), {"unreadable image": 1})
+
+
+def hpdv2_test(place: Path) -> Made:
+    """Lists of three with rank 1 the best; imported as they are they give no pair."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name, data in (("a.png", A), ("b.png", B), ("c.jpg", CMYK), ("d.jpg", CUT)):
+        (place / name).write_bytes(data)
+    votes = [{"rank": [1, 2, 3], "user_hash": "h"}]
+    rows = [
+        {"prompt": CURLY, "image_path": ["a.png", "b.png", "c.jpg"], "rank": [2, 1, 3], "raw_annotations": votes},
+        {"prompt": "three", "image_path": ["a.png", "d.jpg", "b.png"], "rank": [1, 2, 2], "raw_annotations": votes},
+        {"prompt": "equal", "image_path": ["a.png", "b.png"], "rank": [1, 1], "raw_annotations": votes},
+    ]
+    (place / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    return Made(place / "test.json", "hpdv2_test", [(CURLY, B, A), (CURLY, B, CMYK), (CURLY, A, CMYK), ("three", A, B)])
+
+
+def imagereward(place: Path) -> Made:
+    rows = []
+    for prompt, ranked in ((CURLY, ((A, 1), (WIDE, 3), (RGBA, 3))), ("ink", ((CMYK, 2), (CUT, 1), (B, 4)))):
+        for n, (data, rank) in enumerate(ranked):
+            rows.append({
+                "image": {"bytes": data, "path": f"{n}.webp"}, "prompt_id": prompt[:5], "prompt": prompt,
+                "classification": "People", "image_amount_in_total": len(ranked), "rank": rank,
+                "overall_rating": 7 - rank, "image_text_alignment_rating": rank, "fidelity_rating": 4,
+            })  # fmt: skip
+    pairs = [(CURLY, A, WIDE), (CURLY, A, RGBA), ("ink", CMYK, B)]
+    return Made(parquet(place / "validation.parquet", rows, group=2), "imagereward_db", pairs)
+
+
+def imagereward_group(place: Path) -> Made:
+    row = {
+        "prompt_id": "p", "prompt": CURLY, "classification": "People", "rank": [2, 1], "overall_rating": [3, 5],
+        "image": [{"bytes": A, "path": "a"}, {"bytes": CMYK, "path": "b"}],
+        "image_text_alignment_rating": [1, 2], "fidelity_rating": [2, 1],
+    }  # fmt: skip
+    return Made(parquet(place / "validation.parquet", [row]), "imagereward_db_group", [(CURLY, CMYK, A)])
+
+
+def imagereward_pair(place: Path) -> Made:
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    rows = [
+        {
+            "prompt_id": str(n), "prompt": c.prompt, "classification": "People",
+            "img_better": {"bytes": c.first if c.p else c.second, "path": None},
+            "img_worse": {"bytes": c.second if c.p else c.first, "path": None},
+        }
+        for n, c in enumerate(cases)
+    ]  # fmt: skip
+    path = parquet(place / "validation.parquet", rows)
+    return Made(path, "imagereward_db_pair", decided(cases), {"unreadable image": 1})
+
+
+def _answer(p: float | None) -> list[str] | None:
+    return {None: None, 0.5: ["both_good"], 1.0: ["image_1"], 0.0: ["image_2"]}[p]
+
+
+def image_preferences(place: Path) -> Made:
+    names = files(place / "image_quality_dev")
+    hub = "https://huggingface.co/datasets/x/open-image-preferences-v1/resolve/main/image_quality_dev/"
+    rows = [
+        {
+            "id": f"{n}-quality", "status": "completed", "model_1": "dev", "model_2": "sd", "evolution": "quality",
+            "images": {"image_1": hub + names[n][0], "image_2": hub + names[n][1], "prompt": c.prompt},
+            "category": "Manga", "preference.responses": _answer(c.p),
+            "preference.responses.users": [f"user{n}"] if c.p is not None else None,
+        }
+        for n, c in enumerate(CASES)
+    ]  # fmt: skip
+    parquet(place / "data" / "train.parquet", rows)
+    dropped = {"both_good": 1, "unlabelled": 1, "unreadable image": 1}
+    return Made(place, "open_image_preferences", decided(CASES), dropped)
+
+
+def image_preferences_flat(place: Path) -> Made:
+    rows = [
+        {"prompt": c.prompt, "image_1": c.first, "image_2": c.second, "response": (_answer(c.p) or [None])[0]}
+        for c in CASES
+    ]
+    path = parquet(place / "train.parquet", rows)
+    dropped = {"both_good": 1, "unlabelled": 1, "unreadable image": 1}
+    return Made(path, "open_image_preferences_flat", decided(CASES), dropped)
+
+
+def image_preferences_binarised(place: Path) -> Made:
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    known = {"chosen_model": "dev", "rejected_model": "sd", "evolution": "quality", "category": "Manga"}
+    rows = [
+        {
+            "id": n, "prompt": c.prompt, "chosen": {"bytes": c.first if c.p else c.second, "path": None},
+            "rejected": {"bytes": c.second if c.p else c.first, "path": None}, **known,
+        }
+        for n, c in enumerate(cases)
+    ]  # fmt: skip
+    rows.append({"id": 99, "prompt": "nobody won", "chosen": None, "rejected": None, **known})
+    path = parquet(place / "train.parquet", rows)
+    dropped = {"missing image": 1, "unreadable image": 1}
+    return Made(path, "open_image_preferences_binarised", decided(cases), dropped)
+
+
+def rapidata_votes(place: Path) -> Made:
+    votes = {None: (0, 0), 0.5: (5, 5), 1.0: (9, 0), 0.0: (0, 4)}
+    rows = [
+        {
+            "prompt": c.prompt, "image1": {"bytes": c.first, "path": None}, "image2": {"bytes": c.second, "path": None},
+            "votes_image1": votes[c.p][0], "votes_image2": votes[c.p][1], "model1": "flux", "model2": "sd3",
+            "detailed_results": json.dumps({"votes": [{"votedFor": "flux/1_0.jpg"}]}),
+        }
+        for c in CASES
+    ]  # fmt: skip
+    return Made(parquet(place / "train_0001.parquet", rows), "rapidata_votes", decided(CASES), _PAIRWISE)
+
+
+def rapidata(place: Path) -> Made:
+    shares = {None: (None, None), 0.5: (0.5, 0.5), 1.0: (0.75, 0.25), 0.0: (0.2, 0.6)}
+    rows = [
+        {
+            "prompt": c.prompt, "image1": {"bytes": c.first, "path": None}, "image2": {"bytes": c.second, "path": None},
+            "model1": "flux", "model2": "sd3", "weighted_results_image1_preference": shares[c.p][0],
+            "weighted_results_image2_preference": shares[c.p][1], "weighted_results_image1_coherence": 0.1,
+            "weighted_results_image2_coherence": 0.9, "weighted_results_image1_alignment": 0.5,
+            "weighted_results_image2_alignment": 0.5, "detailed_results_preference": "[]",
+        }
+        for c in CASES
+    ]  # fmt: skip
+    dropped = {"not in dimension overall": 1, "tie": 1, "unreadable image": 1}
+    return Made(parquet(place / "train.parquet", rows), "rapidata", decided(CASES), dropped)
+
+
+def trl(place: Path) -> Made:
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    rows = [
+        {"prompt": c.prompt, "chosen": c.first if c.p else c.second, "rejected": c.second if c.p else c.first}
+        for c in cases
+    ]
+    path = parquet(place / "train.parquet", rows)
+    return Made(path, "chosen_rejected", decided(cases), {"unreadable image": 1})
+
+
+def table_csv(place: Path) -> Made:
+    names, words = files(place), {None: "", 0.5: "tie", 1.0: "image_0", 0.0: "image_1"}
+    lines = ["prompt,image_0,image_1,preferred"]
+    lines += [f'"{c.prompt}",{n[0]},{n[1]},{words[c.p]}' for c, n in zip(CASES, names, strict=True)]
+    (place / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Made(place / "pairs.csv", "preferred", decided(CASES), _PAIRWISE)
+
+
+def table_jsonl(place: Path) -> Made:
+    names = files(place)
+    rows = [
+        {"prompt": c.prompt, "image_0": n[0], "image_1": n[1], "p_first": c.p}
+        for c, n in zip(CASES, names, strict=True)
+    ]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return Made(place / "pairs.jsonl", "p_first", decided(CASES), _PAIRWISE)
+
+
+def ranked_parquet(place: Path) -> Made:
+    rows = [{"prompt": CURLY, "images": [A, WIDE, CUT], "scores": [0.1, 0.9, 0.5]}]
+    return Made(parquet(place / "train.parquet", rows), "ranked", [(CURLY, WIDE, A)])
+
+
+def chosen_folder(place: Path) -> Made:
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    for side in ("chosen", "rejected"):
+        (place / side).mkdir(parents=True)
+    for n, c in enumerate(cases):
+        for side, data in (("chosen", c.first if c.p else c.second), ("rejected", c.second if c.p else c.first)):
+            (place / side / f"{n}.{ending(data)}").write_bytes(data)
+        (place / "chosen" / f"{n}.txt").write_text(c.prompt + "\n", encoding="utf-8")
+    (place / "chosen" / "lonely.png").write_bytes(A)
+    (place / "chosen" / "lonely.txt").write_text("nobody beside it", encoding="utf-8")
+    return Made(place, "chosen_rejected", decided(cases), {"missing image": 1, "unreadable image": 1})
+
+
+def suffix_folder(place: Path) -> Made:
+    place.mkdir(parents=True)
+    for name, data in (("fox_w.png", A), ("fox_l.png", B), ("ink-w.jpg", CMYK), ("ink-l.png", RGBA)):
+        (place / name).write_bytes(data)
+    (place / "fox.txt").write_text(CURLY, encoding="utf-8")
+    (place / "ink.txt").write_text("ink", encoding="utf-8")
+    return Made(place, "chosen_rejected", [(CURLY, A, B), ("ink", CMYK, RGBA)])
+
+
+def ranked_folder(place: Path) -> Made:
+    place.mkdir(parents=True)
+    for n, data in enumerate((A, B, WIDE)):
+        (place / f"fox_{n}.{'jpg' if data is WIDE else 'png'}").write_bytes(data)
+    (place / "fox.txt").write_text(CURLY, encoding="utf-8")
+    return Made(place, "ranked", [(CURLY, A, B), (CURLY, A, WIDE), (CURLY, B, WIDE)])
+
+
+SETS: tuple[Callable[[Path], Made], ...] = (
+    pickapic, double_caption, webdataset, hpdv2, hpdv2_test, imagereward, imagereward_group, imagereward_pair,
+    image_preferences, image_preferences_flat, image_preferences_binarised, rapidata_votes, rapidata, trl, table_csv,
+    table_jsonl, ranked_parquet, chosen_folder, suffix_folder, ranked_folder,
+)  # fmt: skip

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_solver, read_lora, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 

@@ -1,12 +1,10 @@
 """What the families share in reading a pipeline: no guess from names, no network, no pickle."""
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -121,37 +119,3 @@ def shift(config: Any, patches: int) -> float:
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
     return patches * slope + (config.get("base_shift", 0.5) - slope * low)
-
-
-def read_lora(pipe: Any, file: Path, part: str) -> None:
-    """Put an adapter file in diffusers' layout on a pipeline's denoiser.
-
-    Raises InputError where the file is damaged, is of another part than `part`, or does not fit the network.
-    """
-    _check_part(file, part)
-    try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True, use_safetensors=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{file}: does not fit this model ({str(error).splitlines()[0][:160]})") from None
-    weights.settle(pipe.components[part])
-
-
-def adapt(denoiser: Any, file: Path, part: str) -> None:
-    """`read_lora` for a denoiser whose pipeline has no loader of its own."""
-    _check_part(file, part)
-    try:
-        denoiser.load_lora_adapter(
-            str(file.parent), weight_name=file.name, prefix=part, local_files_only=True, use_safetensors=True
-        )
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{file}: does not fit this model ({str(error).splitlines()[0][:160]})") from None
-    weights.settle(denoiser)
-
-
-def _check_part(file: Path, part: str) -> None:
-    try:
-        keys = list(safe_open(file, "pt").keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: is not a whole safetensors file ({str(error)[:80]})") from None
-    if not any(key.startswith(f"{part}.") for key in keys):
-        raise InputError(f"{file}: adapts {keys[0].split('.')[0]!r}, but this model's denoiser is its {part}")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from diffalign import weights
 from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import adapt, process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.loading import process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.lora import adapt
 from diffalign.diffusion import VP
 from diffalign.weights import Source
 

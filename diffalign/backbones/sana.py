@@ -10,7 +10,8 @@ from diffusers import SanaPipeline
 from torch import Tensor, nn
 
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_lora, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import process_of, read_lora, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.loading import process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import VP
 from diffalign.weights import Source
 

@@ -9,7 +9,8 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import process_of, read_lora, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.loading import process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import VP
 from diffalign.records import InputError
 from diffalign.weights import Source

@@ -1,0 +1,49 @@
+"""The model card of a policy: where it comes from, how it was made, and what is known of its worth."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SAYS = {
+    "diffusers": 'pipe.load_lora_weights("…")',
+    "merged": 'pipe = DiffusionPipeline.from_pretrained("…")',
+}
+
+
+def write(run: Mapping[str, Any], *, model: str, to: str) -> str:
+    """README.md of an exported policy: a header that the hub reads, then base, method, use and licence.
+
+    `run` is the configuration that a run folder holds; {} where only an adapter is known.
+    """
+    name = Path(model).name if Path(model).exists() else model
+    method = run.get("objective", {}).get("class", "").rpartition(":")[2]
+    tags = ["text-to-image", "diffusion", "preference-alignment", "diffalign", *(["lora"] if to == "diffusers" else [])]
+    header = ["---", *([f"base_model: {name}"] if name == model else []), "library_name: diffusers", "tags:"]
+    lines = [*header, *(f"- {tag}" for tag in tags), "---", "", f"# {name}, aligned{f' by {method}' if method else ''}"]
+    lines += ["", f"Base model: {name}. Made with diffalign.", ""]
+    if run:
+        lines += ["## Training", "", "| setting | value |", "| --- | --- |"]
+        lines += [f"| {key} | {value} |" for key, value in settings(run)]
+        lines.append("")
+    lines += ["## Use", "", "```python", "from diffusers import DiffusionPipeline", ""]
+    if to == "diffusers":
+        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{name}")')
+    lines += [SAYS[to], 'image = pipe("a photo of a cat").images[0]', "```", "", "## Licence", ""]
+    lines.append("The weights derive from the base model, whose licence holds for them; see its own card.")
+    return "\n".join(lines) + "\n"
+
+
+def settings(run: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The fields of a run's data, nested ones by dotted name, each class by its own name; paths left out."""
+    rows = []
+    for key, value in run.items():
+        name = f"{prefix}{key}"
+        if name in ("data", "out", "model", "config"):
+            continue
+        if isinstance(value, Mapping):
+            rows.append((name, value["class"].rpartition(":")[2]))
+            rows += [(k, v) for k, v in settings(value, f"{name}.") if k != f"{name}.class"]
+        else:
+            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    return rows

@@ -1,0 +1,194 @@
+"""A run or an adapter -> files that others load, each checked by loading it again; and the model card beside them."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign import adapters, backbones, card, checkpoint, journal, weights
+from diffalign.backbones import SD, SDXL, Flux, QwenImage, Sana, ZImage, single_file
+from diffalign.backbones.base import Backbone, Conditioning
+from diffalign.records import InputError
+from diffalign.streams import normal
+
+Layout = Literal["diffusers", "kohya", "comfyui", "merged", "single-file"]
+FILES = ("kohya", "comfyui", "single-file")
+Told = tuple[Tensor, Tensor, Conditioning]
+# how far outputs may be apart: of what the policy moves where weights are float32, else of the output
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+
+
+def convert(
+    source: Path,
+    /,
+    *,
+    to: Layout,
+    out: Path,
+    model: str = "",
+    config: str = "",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    push: str = "",
+) -> str:
+    """Write a run's policy, or an adapter, in a layout that others load.
+
+    What is written is loaded again and must adapt the same modules and give the same denoiser output, else nothing is
+    kept.
+
+    Args:
+        source: Run folder, adapter file, or folder that holds one.
+        to: "diffusers" (folder with pytorch_lora_weights.safetensors), "kohya" or "comfyui" (one adapter file),
+            "merged" (whole model folder with the policy's weights), "single-file" (the same as one file; SD and SDXL).
+        out: Folder, or for kohya, comfyui and single-file a .safetensors file.
+        model: What the adapter was trained on; a run knows by itself.
+        config: Folder in diffusers' layout that says what a single file `model` is.
+        dtype: Of the weights of a merged model; adapters stay in float32.
+        push: Hub id "owner/name" to upload a folder to.
+    """
+    run = journal.read(source)["run"] if (source / "run.json").is_file() else {}
+    model, config = model or run.get("model", ""), config or run.get("config", "")
+    full = run.get("policy", {}).get("class", "").endswith(":Full")
+    _check(source, to, out, model, full=full, push=push)
+    backbone = backbones.load(model, config=config)
+    _check_family(backbone, to)
+    told = _probe(backbone)
+    plain = _output(backbone, told)
+    adapter = {} if full else _load(backbone, source)
+    if full:
+        _load_full(backbone, source / "policy" / backbone.part)
+    wanted = _output(backbone, told)
+    temporary = checkpoint.scratch(out)
+    try:
+        if to in ("merged", "single-file"):
+            adapters.fuse(backbone.denoiser, adapter)
+            written = _write_model(backbone, to, temporary, dtype)
+            there = weights.locate(model, config).folder
+            found = _output(backbones.load(str(written), config=str(there) if written.is_file() else ""), told)
+        else:
+            written = _write_adapter(backbone, to, temporary, adapter)
+            adapters.remove(backbone.denoiser)
+            found = _reloaded(backbone, written, adapter, told)
+        _compare(found, wanted, plain, dtype if to in ("merged", "single-file") else "float32")
+    except InputError:
+        shutil.rmtree(temporary)
+        raise
+    if to in FILES:
+        checkpoint.publish(out, written)
+        shutil.rmtree(temporary)
+    else:
+        (temporary / "README.md").write_text(card.write(run, model=model, to=to), encoding="utf-8")
+        checkpoint.publish(out, temporary)
+    if push:
+        weights.push(out, push)
+    return f"{out}: {to}, read back with the same denoiser output{f'; pushed to {push}' if push else ''}"
+
+
+def _check(source: Path, to: Layout, out: Path, model: str, *, full: bool, push: str) -> None:
+    if not model:
+        raise InputError(f"{source}: is no run folder, so give --model, what the adapter was trained on")
+    if full and to not in ("merged", "single-file"):
+        raise InputError(f"{source}: was trained fully, so there is no adapter; expected --to merged or single-file")
+    if to in FILES and out.suffix != ".safetensors":
+        raise InputError(f"{out}: --to {to} writes one file; expected a name that ends in .safetensors")
+    if to not in FILES and out.suffix == ".safetensors":
+        raise InputError(f"{out}: --to {to} writes a folder; expected a name without .safetensors")
+    if out.exists():
+        raise InputError(f"{out}: exists; choose another --out")
+    if push and to in FILES:
+        raise InputError(f"push = {push}: only folders are pushed; expected --to diffusers or merged")
+
+
+def _check_family(backbone: Backbone, to: Layout) -> None:
+    if to == "single-file" and not isinstance(backbone, (SD, SDXL)):
+        raise InputError(f"--to single-file: is written for SD and SDXL, not for {backbone.family}; use --to merged")
+    if to == "kohya" and not isinstance(backbone, (SD, SDXL, Flux, QwenImage, ZImage)):
+        raise InputError(
+            f"--to kohya: diffusers reads no such file of {backbone.family}; use --to comfyui or diffusers"
+        )
+    if to == "comfyui" and isinstance(backbone, Sana):
+        raise InputError("--to comfyui: ComfyUI itself knows no Sana; use --to diffusers")
+
+
+def _load(backbone: Backbone, source: Path) -> adapters.Adapter:
+    backbone.load_lora(weights.adapter_file(source))
+    return adapters.of(backbone.denoiser)
+
+
+def _load_full(backbone: Backbone, folder: Path) -> None:
+    """Put the trained weights of a full run on the denoiser; raises InputError where they are not all there."""
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        weights.header(file)
+    found = {name: value for file in files for name, value in load_file(file).items()}
+    wanted = backbone.denoiser.state_dict()
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
+            raise InputError(f"{folder}: tensor {name} does not fit this model")
+    backbone.denoiser.load_state_dict(found)
+
+
+def _write_adapter(backbone: Backbone, to: Layout, folder: Path, adapter: adapters.Adapter) -> Path:
+    file = folder / "pytorch_lora_weights.safetensors"
+    if to == "kohya" and isinstance(backbone, Flux):
+        save_file(adapters.kohya_flux(adapter, backbone.denoiser), file, metadata={"format": "pt"})
+    elif to == "kohya" or (to == "comfyui" and backbone.part == "unet"):
+        save_file(adapters.kohya(adapter), file, metadata={"format": "pt"})
+    else:
+        # ComfyUI reads this layout without its metadata, and so without alpha
+        backbone.save_lora(folder, *adapters.peft(adapters.baked(adapter) if to == "comfyui" else adapter))
+    weights.settle_header(file)
+    return file
+
+
+def _write_model(backbone: Backbone, to: Layout, folder: Path, dtype: str) -> Path:
+    """The whole model; its file, or the folder."""
+    pipe = backbone.pipeline(backbone.denoiser)
+    pipe.to(dtype=getattr(torch, dtype))
+    if to == "merged":
+        pipe.save_pretrained(folder)
+        return folder
+    file = folder / "model.safetensors"
+    single_file.write(pipe, file)
+    return file
+
+
+def _reloaded(backbone: Backbone, file: Path, adapter: adapters.Adapter, told: Told) -> Tensor:
+    backbone.load_lora(file)
+    again = adapters.of(backbone.denoiser)
+    if again.keys() != adapter.keys():
+        raise InputError(f"{file.name}: adapts {len(again)} modules when read back, expected {len(adapter)}")
+    return _output(backbone, told)
+
+
+def _probe(backbone: Backbone) -> Told:
+    """A small noisy latent, a time and the conditioning of a prompt, to compare outputs at."""
+    size = next(s for s in (32, 64, 128, 256, 512, 1024) if _divides(backbone, s))
+    x = torch.from_numpy(normal("probe", 0, shape=(2, *backbone.latent_shape(size, size))))
+    t = backbone.process.model_time(backbone.process.time(torch.tensor([0.3, 0.7], dtype=torch.float64)))
+    told = backbone.encode_prompts(["a photo of a cat", "a red square on a blue table"])
+    return x, t, told | backbone.size_conditioning([(size, size)] * 2, (size, size))
+
+
+def _divides(backbone: Backbone, size: int) -> bool:
+    try:
+        backbone.latent_shape(size, size)
+    except InputError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _output(backbone: Backbone, told: Told) -> Tensor:
+    return backbone.predict(backbone.denoiser, *told[:2], told[2]).float()
+
+
+def _compare(found: Tensor, wanted: Tensor, plain: Tensor, dtype: str) -> None:
+    """Raise InputError unless the written policy answers as the given one, relative to what it moves its base."""
+    moved, apart = (wanted - plain).norm(), (found - wanted).norm()
+    limit = TOLERANCE[dtype] * (moved if dtype == "float32" else wanted.norm())
+    if not apart <= limit + 1e-6 * wanted.norm():
+        raise InputError(
+            f"verification: outputs differ by {apart:.3g} of {moved:.3g} that the policy moves; kept nothing"
+        )

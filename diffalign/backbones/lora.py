@@ -41,7 +41,8 @@ def adapt(denoiser: Any, file: Path, part: str) -> None:
     expected = _check(denoiser, file, part)
     with safe_open(file, "pt") as found:
         told = json.loads((found.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        tensors = {k.removeprefix(f"{part}."): found.get_tensor(k) for k in found.keys() if k.startswith(f"{part}.")}  # noqa: SIM118
+        mine = [name for name in found.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
+        tensors = {name.removeprefix(f"{part}."): found.get_tensor(name) for name in mine}
     try:
         config = LoraConfig(**{k.removeprefix(f"{part}."): v for k, v in told.items()})
         inject_adapter_in_model(config, denoiser, "default")

@@ -217,6 +217,7 @@ def test_finite_at_extremes(law: Law, dtype: torch.dtype) -> None:
         errors = laws.errors(part, dtype)
         errors.policy.requires_grad_()
         result = law.objective(errors, laws.judgement(part))
+        assert result.loss.dtype == result.reward.dtype == dtype
         assert result.loss.isfinite().all()
         assert result.reward.isfinite().all()
         if result.loss.requires_grad:

@@ -162,6 +162,17 @@ def test_mapo_at_errors_of_zero() -> None:
     assert grad.tolist() == pytest.approx([1 + 0.1 * 250 / 2, -0.1 * 250 / 2])
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-5)])
+def test_the_squashed_likelihood_is_smooth_where_its_series_ends(dtype: torch.dtype, tolerance: float) -> None:
+    x = np.geomspace(1e-4, 20, 400).astype(np.longdouble)
+    policy = torch.tensor(x.astype(float), dtype=dtype, requires_grad=True)
+    r = do.SquashedLikelihood(1.0, 1.0)(Errors(policy))
+    slope = torch.autograd.grad(r.sum(), policy)[0]
+    expected = (np.expm1(x) - x * np.exp(x)) / np.expm1(x) ** 2
+    np.testing.assert_allclose(r.detach().double(), (x / np.expm1(x)).astype(float), rtol=0, atol=tolerance / 10)
+    np.testing.assert_allclose(slope.double(), expected.astype(float), rtol=0, atol=tolerance)
+
+
 def test_clipping_stops_what_went_far_enough() -> None:
     """Of two images better and two worse than the mean, one each has left the range in its advantage's direction."""
     old, group = vector(0.2, 0.2, 0.2, 0.2), torch.zeros(4, dtype=int)

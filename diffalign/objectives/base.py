@@ -10,8 +10,18 @@ from torch import Tensor
 from diffalign.objectives.judgements import Advantages, Judgement, Pairs, Ranking, Unpaired, to
 
 __all__ = [
-    "Advantages", "Errors", "Judgement", "Modifier", "Objective", "Outcome", "Pairs", "Ranking", "Unpaired", "positive",
-    "sum_and_count", "to",
+    "Advantages",
+    "Errors",
+    "Judgement",
+    "Modifier",
+    "Objective",
+    "Outcome",
+    "Pairs",
+    "Ranking",
+    "Unpaired",
+    "positive",
+    "sum_and_count",
+    "to",
 ]
 
 

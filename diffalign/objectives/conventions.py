@@ -3,13 +3,35 @@
 import math
 
 # Whether a source halves the difference of errors, and whether its error is a mean or a sum over a latent's elements.
-HALF_MEAN = frozenset({
-    "diffalign", "DiffusionDPO", "diffusers-sdxl", "InPO", "SmPO", "Diffusion-SDPO", "DSPO", "DSO", "Curriculum-DPO",
-    "Diffusion-NPO-sdxl", "alpha-DPO", "flow_grpo", "verl-omni", "Flow-Factory",
-})
-WHOLE_MEAN = frozenset({
-    "diffusers-sd15", "Diffusion-NPO-sd15", "PSO", "Diffusion-KTO", "RankDPO", "DGPO", "CRD",
-})
+HALF_MEAN = frozenset(
+    {
+        "diffalign",
+        "DiffusionDPO",
+        "diffusers-sdxl",
+        "InPO",
+        "SmPO",
+        "Diffusion-SDPO",
+        "DSPO",
+        "DSO",
+        "Curriculum-DPO",
+        "Diffusion-NPO-sdxl",
+        "alpha-DPO",
+        "flow_grpo",
+        "verl-omni",
+        "Flow-Factory",
+    }
+)
+WHOLE_MEAN = frozenset(
+    {
+        "diffusers-sd15",
+        "Diffusion-NPO-sd15",
+        "PSO",
+        "Diffusion-KTO",
+        "RankDPO",
+        "DGPO",
+        "CRD",
+    }
+)
 HALF_SUM = frozenset({"Diffusion-DPO-equation-46"})
 WHOLE_SUM = frozenset({"Diffusion-DPO-pseudocode"})
 

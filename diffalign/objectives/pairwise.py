@@ -25,8 +25,8 @@ class PairwiseObjective(Objective):
         self.check(errors, judgement)
         reward, link, weight = self.terms()
         r = reward(errors)
-        loss = weight(errors, judgement) * link(judgement.margin(r), judgement.p.to(r.dtype))
-        return Outcome(loss, r.detach())
+        loss = link(judgement.margin(r), judgement.p.to(r.dtype))
+        return Outcome(weight(errors, judgement).to(r.dtype) * loss, r.detach())
 
 
 @final

@@ -1,9 +1,11 @@
 """What never changes is computed once: latents per unique image, conditioning per unique prompt, memory-mapped."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -47,22 +49,30 @@ def fill(
         if {k: found.get(k) for k in wanted} == wanted:
             return Store(folder)
         shutil.rmtree(folder)
-    temporary = checkpoint.scratch(folder)
-    arrays: dict[str, np.memmap] = {}
-    start = 0
-    for batch in batches(ids):
-        for name, value in compute(batch).items():
-            rows = (value if value.dtype == torch.float64 else value.float()).cpu().numpy()
-            if name not in arrays:
-                shape = (len(ids), *rows.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", rows.dtype, shape)
-            arrays[name][start : start + len(rows)] = rows
-        start += len(batch)
-    for array in arrays.values():
-        array.flush()
-    (temporary / "index.json").write_text(json.dumps(wanted | {"arrays": sorted(arrays)}))
-    checkpoint.publish(folder, temporary)
+    with checkpoint.written(folder) as temporary:
+        names = _write(temporary, len(ids), (compute(batch) for batch in batches(ids)))
+        (temporary / "index.json").write_text(json.dumps(wanted | {"arrays": names}))
     return Store(folder)
+
+
+def _write(folder: Path, rows: int, parts: Iterable[dict[str, Tensor]]) -> list[str]:
+    """Append the parts of each array to its .npy file, so that no more than one part is in memory; the arrays' names.
+
+    Written, not mapped: a full disk under a mapped file kills the process, under a written one it is an error.
+    """
+    with contextlib.ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for part in parts:
+            for name, value in part.items():
+                array = np.ascontiguousarray((value if value.dtype == torch.float64 else value.float()).cpu().numpy())
+                if name not in files:
+                    files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+                    shape = {"shape": (rows, *array.shape[1:]), "fortran_order": False}
+                    np.lib.format.write_array_header_1_0(
+                        files[name], {"descr": np.lib.format.dtype_to_descr(array.dtype), **shape}
+                    )
+                files[name].write(array.data)
+    return sorted(files)
 
 
 def cut(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -1,13 +1,17 @@
 """What a resume reads, written atomically: write, sync, rename. Tensors as safetensors, numbers as JSON, no pickle."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,17 +44,37 @@ def scratch(folder: Path) -> Path:
     return temporary
 
 
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the body ends, or is deleted where it fails.
+
+    Raises OSError where there is no room, whichever library was writing.
+    """
+    temporary = scratch(folder)
+    try:
+        yield temporary
+        publish(folder, temporary)
+    except SafetensorError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        known = next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if f"os error {n})" in str(error)), None)
+        if known is None:
+            raise
+        raise OSError(known, os.strerror(known), str(folder)) from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
     """Write `NAME.safetensors` per entry of `tensors` and `state.json`, whole or not at all.
 
     `state.json` holds `data` and the hash of every file, by which `load` knows a whole checkpoint.
     """
-    temporary = scratch(folder)
-    for name, values in tensors.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, temporary / f"{name}.safetensors")
-    hashes = {p.name: _hash(p) for p in sorted(temporary.iterdir())}
-    (temporary / "state.json").write_text(json.dumps({"data": data, "hashes": hashes}, indent=1))
-    publish(folder, temporary)
+    with written(folder) as temporary:
+        for name, values in tensors.items():
+            save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, temporary / f"{name}.safetensors")
+        hashes = {p.name: _hash(p) for p in sorted(temporary.iterdir())}
+        (temporary / "state.json").write_text(json.dumps({"data": data, "hashes": hashes}, indent=1))
 
 
 def _hash(path: Path) -> str:
@@ -84,3 +108,10 @@ def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what interrupted writes left behind."""
     for path in (*found(run)[keep:], *run.glob(".checkpoint-*")):
         shutil.rmtree(path)
+
+
+def forget(run: Path, step: int) -> None:
+    """Delete the checkpoints after `step`: damaged ones would count as the newest, and whole ones be deleted for them."""
+    for path in found(run):
+        if int(path.name.removeprefix("checkpoint-")) > step:
+            shutil.rmtree(path)

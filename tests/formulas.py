@@ -88,9 +88,7 @@ def alpha_dpo(o: do.AlphaDPO, x: Batch, s: Batch) -> ndarray:
 
 
 def gap_weight(o: do.MADPO, g: Any) -> Any:
-    c = o.c_min + (o.c_max - o.c_min) / (
-        1 + (o.c_max - 1) / (1 - o.c_min) * np.exp(o.steepness * (np.abs(g) - o.tau))
-    )
+    c = o.c_min + (o.c_max - o.c_min) / (1 + (o.c_max - 1) / (1 - o.c_min) * np.exp(o.steepness * (np.abs(g) - o.tau)))
     return np.where(g > -o.tau, sigma(c * g) / sigma(g), 1)
 
 
@@ -199,15 +197,18 @@ def listwise(weight: Callable[[ndarray, int, int], float]) -> Formula:
 
     def formula(o: Any, x: Batch, s: Batch) -> ndarray:
         r = reward(o, x)
-        return np.array([
-            sum(
-                weight(x.scores[g], i, j) * ell(r[g][i] - r[g][j])
-                for i in range(len(g))
-                for j in range(len(g))
-                if x.scores[g][i] > x.scores[g][j]
-            )
-            for g in x.groups
-        ], dtype=float)
+        return np.array(
+            [
+                sum(
+                    weight(x.scores[g], i, j) * ell(r[g][i] - r[g][j])
+                    for i in range(len(g))
+                    for j in range(len(g))
+                    if x.scores[g][i] > x.scores[g][j]
+                )
+                for g in x.groups
+            ],
+            dtype=float,
+        )
 
     return formula
 

@@ -20,6 +20,10 @@ from diffalign.records import InputError, prompt_id
 from diffalign.records import Judgement as Row
 from diffalign.streams import stream
 
+KINDS: dict[str, type[Judgement]] = {
+    "pair": Pairs, "unpaired": Unpaired, "ranking": Ranking, "advantages": Advantages
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Group:
@@ -53,7 +57,7 @@ class Dataset:
         captions: Literal["prompt", "own"] = "prompt",
         labels: Literal["as_given", "swapped"] = "as_given",
     ) -> None:
-        folders.open_folder(folder, "pair", "import", "filter")
+        self.fingerprint = folders.open_folder(folder, "pair", "import", "filter").fingerprint
         rows = [r for r in folders.records(folder, "judgements") if r.status in ("decided", "tie")]
         if not rows:
             raise InputError(f"{folder}: holds no decided judgement, so there is nothing to train on")

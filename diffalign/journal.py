@@ -12,13 +12,13 @@ from diffalign.run import Frozen, LoRA, Run, differences, to_data
 _FREE = ("out", "log_every", "save_every", "keep")
 
 
-def claim(out: Path, run: Run, recipe: dict[str, str], threads: int) -> None:
-    """Make `out` the folder of `run`, or go on in it; raises InputError naming the fields that differ."""
+def describe(out: Path, run: Run, recipe: dict[str, str], threads: int) -> dict[str, Any]:
+    """What `claim` writes of a run; raises InputError where `out` holds another one, naming the fields that differ."""
     data = {
         "run": to_data(run),
         "recipe": recipe,
         "threads": threads,
-        "data": folders.open_folder(Path(run.data), "pair").fingerprint,
+        "data": folders.open_folder(Path(run.data), "pair", "import", "filter").fingerprint,
         "starts": _starts(run),
         "versions": folders.versions(),
         "command": " ".join(["diffalign", *sys.argv[1:]]),
@@ -33,10 +33,15 @@ def claim(out: Path, run: Run, recipe: dict[str, str], threads: int) -> None:
         changed += differences(found["threads"], threads, "threads")
         if changed:
             raise InputError(f"{out}: holds another run ({'; '.join(changed)}); choose another --out or the old values")
-        return
-    if (out / "metrics.jsonl").exists() or (out / "policy").exists():
+    elif (out / "metrics.jsonl").exists() or (out / "policy").exists():
         raise InputError(f"{out}: holds results without a run.json; choose another --out")
-    folders.write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+    return data
+
+
+def claim(out: Path, data: dict[str, Any]) -> None:
+    """Make `out` the folder of the described run, unless it is that already."""
+    if not (out / "run.json").exists():
+        folders.write_atomically(out / "run.json", (json.dumps(data, indent=1) + "\n").encode())
 
 
 def _starts(run: Run) -> dict[str, str]:

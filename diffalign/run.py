@@ -194,6 +194,7 @@ class Run:
         optimizer: Optimizer and gradient clipping.
         schedule: Learning-rate schedule.
         precision: "auto" is float32 on the CPU and bfloat16 on an accelerator; run.json holds the resolved value.
+            bfloat16 computes in it and keeps what is trained in float32; float64 is for comparisons.
         caption_dropout: Probability that a group is shown the unconditional embedding instead of its prompt.
         log_every: Steps between lines of metrics.jsonl.
         save_every: Steps between checkpoints; the last step always has one.
@@ -220,7 +221,7 @@ class Run:
     resolution: int = 512
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     caption_dropout: float = 0.0
     log_every: int = 10
     save_every: int = 100

@@ -46,9 +46,10 @@ def prepare(run: Run, data: Dataset, backbone: Backbone, folder: Path) -> Materi
     def encode_texts(ids: Sequence[str]) -> dict[str, Tensor]:
         return backbone.encode_prompts([data.texts[i] for i in ids])
 
-    key = {"model": model, "resolution": size}
-    latents = cache.fill(folder / "latents", key, images, encode_images, _cutter("latents", 16))
-    embeddings = cache.fill(folder / "prompts", {"model": model}, texts, encode_texts, _cutter("prompts", 32))
+    key = {"model": model, "data": data.fingerprint, "dtype": str(backbone.denoiser.dtype)}
+    sized = key | {"resolution": size}
+    latents = cache.fill(folder / "latents", sized, images, encode_images, _cutter("latents", 16))
+    embeddings = cache.fill(folder / "prompts", key, texts, encode_texts, _cutter("prompts", 32))
     shapes = [(data.images[i]["height"], data.images[i]["width"]) for i in images]
     sizes = backbone.size_conditioning(shapes, (size, size))
     place = {name: i for i, name in enumerate(images)}

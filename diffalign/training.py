@@ -19,7 +19,7 @@ from diffalign.objectives.base import Errors, Judgement, to
 from diffalign.policy import Policy
 from diffalign.progress import track
 from diffalign.records import InputError
-from diffalign.run import HardCopy, Run
+from diffalign.run import HardCopy, LoRA, Run
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Trainer:
         if run.batch % self.world:
             raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
         self._check_kind()
-        self.backbone = backbones.load(run.model, config=run.config, device=device)
+        dtype = torch.float64 if run.precision == "float64" else torch.float32
+        self.backbone = backbones.load(run.model, config=run.config, dtype=dtype, device=device)
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
         self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
@@ -69,13 +70,13 @@ class Trainer:
         self.start_error = self._winner_error() if self.limit else 0.0
 
     def _check_kind(self) -> None:
-        kinds = {"pair": "Pairs", "unpaired": "Unpaired", "ranking": "Ranking", "advantages": "Advantages"}
-        wanted = self.run.objective.judgement.__name__
-        if kinds[self.data.kind] != wanted:
-            name = type(self.run.objective).__name__
+        wanted, name = self.run.objective.judgement, type(self.run.objective).__name__
+        if not issubclass(dataset.KINDS[self.data.kind], wanted):
             raise InputError(
-                f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from {wanted}"
+                f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from {wanted.__name__}"
             )
+        if self.run.curriculum.stages > 1:
+            _ = self.data.easiest  # refuses missing score gaps
 
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.run.steps:
@@ -225,10 +226,11 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     """
     out = Path(run.out)
     run = dataclasses.replace(run, precision=_precision(run.precision))
-    journal.claim(out, run, recipe or {}, torch.get_num_threads())
+    described = journal.describe(out, run, recipe or {}, torch.get_num_threads())
     if (out / "policy").exists():
         return _closing(run)
     trainer = Trainer(run)
+    journal.claim(out, described)  # not before, so that a run which cannot start leaves the folder to another one
     note = _resume(trainer, out)
     main = trainer.accelerator.is_main_process
     if main:
@@ -268,8 +270,13 @@ def _resume(trainer: Trainer, out: Path) -> str:
         except InputError as error:
             damaged.append(str(error))
             continue
+        break
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        checkpoint.forget(out, trainer.step)
+    if trainer.step:
         passed = f" ({'; '.join(damaged)})" if damaged else ""
-        return f"went on from {folder}{passed}; "
+        return f"went on from step {trainer.step}{passed}; "
     return f"started again, no checkpoint is whole ({'; '.join(damaged)}); " if damaged else ""
 
 
@@ -287,4 +294,6 @@ def _entry(step: Step, run: Run) -> dict[str, float]:
 
 def _closing(run: Run) -> str:
     policy = Path(run.out) / "policy"
-    return f"{policy} after {run.steps} steps; next: diffalign sample --model {run.model} --lora {policy} …"
+    lora = f"diffalign sample --model {run.model} --lora {policy} …"
+    then = lora if isinstance(run.policy, LoRA) else f"diffalign convert {run.out} --to merged --out …"
+    return f"{policy} after {run.steps} steps; next: {then}"

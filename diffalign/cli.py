@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib
+import keyword
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,22 +18,26 @@ VERBS = {
     "sample": ("diffalign.sampling", "prompts -> images"),
     "score": ("diffalign.scoring", "images -> scores"),
     "pair": ("diffalign.pairing", "scores -> preferences"),
+    "import": ("diffalign.importing", "anybody's preference data -> records, saying what was kept and why"),
+    "inspect": ("diffalign.inspecting", "what is wrong with preference data, before it is trained on"),
+    "filter": ("diffalign.filtering", "preferences -> fewer and better ones"),
     "train": ("diffalign.training", "preferences -> policy"),
     "compare": ("diffalign.comparing", "scores of two models -> win rates with intervals"),
     "report": ("diffalign.report", "a run -> one HTML page and a picture"),
+    "convert": ("diffalign.export", "a run or adapter -> files that diffusers, ComfyUI and A1111 load"),
 }
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main() -> None:
-    """Run one verb; exit 0 when it is done, 2 on a user's mistake (one line says which), 130 on Ctrl-C."""
+    """Run one verb; exit 0 when it is done, 2 on a user's mistake (1 on a failed check), 130 on Ctrl-C."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
         print(_run(sys.argv[1:]))
     except InputError as error:
-        _fail(str(error), 2)
+        _fail(str(error), error.status)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on", 130)
     except OSError as error:
@@ -61,7 +66,8 @@ def _run(words: Sequence[str]) -> str:
         raise InputError(f"no verb {verb!r}{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(VERBS)})")
     if verb == "train":
         return _train(rest)
-    function = vars(importlib.import_module(VERBS[verb][0]))[verb]
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    function = vars(importlib.import_module(VERBS[verb][0]))[name]
     return tyro.cli(function, args=rest, prog=f"diffalign {verb}")
 
 

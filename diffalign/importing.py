@@ -41,14 +41,9 @@ class _Plan:
     def entries(self) -> Iterator[tuple[File, Entry]]:
         """The entries whose labels are kept, in order."""
         for file in self.files:
-            for entry in read(self.reader, file):
+            for entry in readers.read(self.reader, file):
                 if isinstance(entry, Entry) and self.policy.judgements(entry, _stand_ins(entry), "")[0]:
                     yield file, entry
-
-
-def read(reader: Reader, file: File) -> Iterator[Entry | RowError]:
-    """The entries of a file and the rows that were refused, by labels alone."""
-    return reader.entries(file.rows(reader.columns(file.columns)[0]))
 
 
 def _stand_ins(entry: Entry) -> list[str]:
@@ -95,9 +90,9 @@ def import_(
     if batch < 1:
         raise InputError(f"batch = {batch}: expected at least 1")
     policy = Policy(dimension, lists, ties, unpaired)
-    mapping = parse_columns(columns)
+    mapping = readers.parse_columns(columns)
     chosen, files, others = readers.find(source, reader, mapping)
-    plan = _plan(chosen, files, roots(source, images), policy, bad)
+    plan = _plan(chosen, files, readers.roots(source, images), policy, bad)
     settings = {"dimension": dimension, "lists": lists, "ties": ties, "unpaired": unpaired, "bad": bad, "batch": batch}
     arguments = settings | {"reader": chosen.name, "columns": mapping, "source": _fingerprint(files)}
     batches = math.ceil(plan.kept / batch)
@@ -116,30 +111,12 @@ def import_(
     return _summary(out, chosen, counts, plan.refused + tally.errors)
 
 
-def parse_columns(columns: Sequence[str]) -> dict[str, str]:
-    """{"prompt": "text"} of ("prompt=text",)."""
-    wrong = [c for c in columns if not all(c.partition("=")[::2])]
-    if wrong:
-        raise InputError(f"columns {wrong[0]!r}: expected NEW=OLD, say prompt=text")
-    return {new: old for new, _, old in (c.partition("=") for c in columns)}
-
-
-def roots(source: Path, images: Path | None) -> tuple[Path, ...]:
-    """The folders that names of pictures may start from."""
-    if images is not None and not images.is_dir():
-        raise InputError(f"images = {images}: no such folder")
-    folder = source if source.is_dir() else source.parent
-    # HPDv2 keeps the pictures of train.json in train/.
-    beside = (source.with_suffix(""),) if source.is_file() and source.with_suffix("").is_dir() else ()
-    return (images,) if images else (folder, *beside, *(p for p in (folder / "images",) if p.is_dir()))
-
-
 def _plan(reader: Reader, files: list[File], places: tuple[Path, ...], policy: Policy, bad: str) -> _Plan:
     rows, kept, refused = 0, 0, []
     prompts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     dimensions: set[str] = set()
-    for entry in (e for file in files for e in read(reader, file)):
+    for entry in (e for file in files for e in readers.read(reader, file)):
         rows += 1
         if isinstance(entry, RowError):
             refused.append(_refuse(entry, bad))
@@ -260,7 +237,7 @@ def _count(out: Path, plan: _Plan, tally: _Tally) -> dict[str, Any]:
         "rows_kept": plan.rows - dropped.total(),
         "judgements": len(folders.read(out, "judgements", ["id"])),
         "images": len(folders.read(out, "images", ["id"])),
-        "prompts": len(plan.prompts),
+        "prompts": len(set(folders.read(out, "images", ["prompt_id"])["prompt_id"].to_pylist())),
         "dropped": dict(sorted(dropped.items())),
         "pictures_left_out": dict(sorted(Counter(e.reason for e in tally.errors).items())),
     }
@@ -268,11 +245,13 @@ def _count(out: Path, plan: _Plan, tally: _Tally) -> dict[str, Any]:
 
 def _summary(out: Path, reader: Reader, counts: dict[str, Any], errors: Sequence[RowError]) -> str:
     terms = f"; licence of the set: {reader.licence}" if reader.licence else ""
+    images = shelf.known(counts["pictures_left_out"])
+    broken = f"; of pictures: {images}" if images else ""
     first = f" (first: {errors[0]})" if errors else ""
     unread = f"; {counts['files_not_read']} files of another kind were not read" if counts["files_not_read"] else ""
     return (
         f"{out}: {counts['rows_kept']} of {counts['rows']} rows kept as {reader.name}: "
         f"{counts['judgements']} judgements of {counts['images']} images and {counts['prompts']} prompts; left out: "
-        f"{shelf.known(counts['dropped']) or 'nothing'}{first}{unread}{terms}; "
+        f"{shelf.known(counts['dropped']) or 'nothing'}{broken}{first}{unread}{terms}; "
         f"next: diffalign inspect {out}, then diffalign train RECIPE --data {out} --out …"
     )

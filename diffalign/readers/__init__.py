@@ -1,11 +1,11 @@
 """Whose data: a public schema or a folder layout -> entries. A set is known by its columns, never by its name."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffalign.readers import columns, hpd, imagereward_db, open_image_preferences, pickapic, rapidata
-from diffalign.readers.base import Reader
+from diffalign.readers.base import Entry, Reader, RowError
 from diffalign.readers.files import File, parquet, renamed, table
 from diffalign.readers.layouts import PICTURES, layout
 from diffalign.readers.tars import tar
@@ -31,9 +31,10 @@ def opened(path: Path) -> File | None:
 
 
 def _files(source: Path) -> list[Path]:
-    """The files of rows in a folder, by name; hidden ones left out."""
+    """The files of rows in a folder, by name; hidden ones and record folders left out."""
     kinds = (".parquet", *_TABLES, *_TARS)
-    found = [p for p in source.rglob("*") if p.name.endswith(kinds) and p.is_file()]
+    ours = {p.parent for p in source.rglob("diffalign.json")}
+    found = [p for p in source.rglob("*") if p.name.endswith(kinds) and p.is_file() and not ours & set(p.parents)]
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(source).parts))
 
 
@@ -47,6 +48,8 @@ def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[
             f"{source}: no such file or folder; a set on the hub is downloaded first: "
             f"hf download {source} --repo-type dataset --local-dir DIR"
         )
+    if (source / "diffalign.json").exists():
+        raise InputError(f"{source}: is a record folder already")
     if source.is_file():
         file = opened(source)
         if file is None:
@@ -54,8 +57,30 @@ def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[
         file = renamed(file, mapping)
         return recognise(file, reader), [file], []
     paths = _files(source)
-    pictures = layout(source) if not paths else None
-    files = [pictures] if pictures else [f for f in map(opened, paths) if f]
+    known, refusals = _known([f for f in map(opened, paths) if f], reader, mapping)
+    pictures = None if known else layout(source)
+    if pictures:
+        known, refusals = _known([pictures], reader, mapping)
+    if not known:
+        raise (
+            refusals[0]
+            if refusals
+            else InputError(
+                f"{source}: holds no rows (Parquet, CSV, JSON, tar), no chosen/ and rejected/, and no pictures "
+                f"({', '.join(PICTURES[:4])}) named …_w and …_l or …_0, …_1"
+            )
+        )
+    if len(known) > 1:
+        what = ", ".join(f"{name} ({files[0].path.name})" for name, files in known.items())
+        raise InputError(f"{source}: holds sets of several kinds: {what}; name one file or --reader")
+    name, kept = next(iter(known.items()))
+    return named(name), kept, [p for p in paths if p not in {f.path for f in kept}]
+
+
+def _known(
+    files: Sequence[File], reader: str | None, mapping: Mapping[str, str]
+) -> tuple[dict[str, list[File]], list[InputError]]:
+    """Files by the name of their reader, and why the others have none."""
     known: dict[str, list[File]] = {}
     refusals = []
     for file in files:
@@ -64,21 +89,7 @@ def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[
             known.setdefault(recognise(file, reader).name, []).append(file)
         except InputError as error:
             refusals.append(error)
-    if not known:
-        raise (
-            refusals[0]
-            if refusals
-            else InputError(
-                f"{source}: holds no file of rows, no chosen/ and rejected/, and no pictures named …_w and …_l or …_0, …_1 "
-                f"({', '.join(PICTURES[:4])})"
-            )
-        )
-    if len(known) > 1:
-        what = ", ".join(f"{name} ({files[0].path.name})" for name, files in known.items())
-        raise InputError(f"{source}: holds sets of several kinds: {what}; name one file or --reader")
-    ((name, kept),) = known.items()
-    others = [p for p in paths if p not in {f.path for f in kept}]
-    return named(name), kept, others
+    return known, refusals
 
 
 def named(name: str) -> Reader:
@@ -116,3 +127,26 @@ def _absent(missing: Sequence[str], there: Sequence[str]) -> str:
         near = [n for name in need.split("|") for n in difflib.get_close_matches(name, there, 1)]
         said.append(f"{need.replace('|', ' or ')}{f' (did you mean {near[0]!r}?)' if near else ''}")
     return f"column {', '.join(said)} is missing"
+
+
+def read(reader: Reader, file: File) -> Iterator[Entry | RowError]:
+    """The entries of a file and the rows that were refused, by labels alone."""
+    return reader.entries(file.rows(reader.columns(file.columns)[0]))
+
+
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+    """{"prompt": "text"} of ("prompt=text",)."""
+    wrong = [c for c in columns if not all(c.partition("=")[::2])]
+    if wrong:
+        raise InputError(f"columns {wrong[0]!r}: expected NEW=OLD, say prompt=text")
+    return {new: old for new, _, old in (c.partition("=") for c in columns)}
+
+
+def roots(source: Path, images: Path | None) -> tuple[Path, ...]:
+    """The folders that names of pictures may start from."""
+    if images is not None and not images.is_dir():
+        raise InputError(f"images = {images}: no such folder")
+    folder = source if source.is_dir() else source.parent
+    # HPDv2 keeps the pictures of train.json in train/.
+    beside = (source.with_suffix(""),) if source.is_file() and source.with_suffix("").is_dir() else ()
+    return (images,) if images else (folder, *beside, *(p for p in (folder / "images",) if p.is_dir()))

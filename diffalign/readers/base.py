@@ -14,6 +14,7 @@ class RowError(InputError):
     def __init__(self, where: str, field: str, reason: str, detail: str) -> None:
         super().__init__(f"{where}, field {field}: {reason} ({detail})")
         self.where, self.field, self.reason, self.detail = where, field, reason, detail
+        self.prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Row:
     values: Mapping[str, Any]
 
     def error(self, field: str, reason: str, detail: str) -> RowError:
-        """The refusal of this row for `field`."""
-        return RowError(self.where, field, reason, detail)
+        """The refusal of this row for `field`; it remembers the row's prompt."""
+        found = RowError(self.where, field, reason, detail)
+        found.prompt = next((v for n in PROMPTS if isinstance(v := self.values.get(n), str) and v.strip()), None)
+        return found
 
     def get(self, field: str) -> Any:
         """The cell of a column that may be absent; an empty text counts as nothing."""

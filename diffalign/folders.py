@@ -19,26 +19,28 @@ from diffalign.manifest import Manifest, is_temporary, load, versions, write_ato
 from diffalign.records import TABLES, InputError, Record, schema
 
 __all__ = [
-    "MAIN", "Manifest", "begin", "image_bytes", "image_rows", "is_whole", "leading", "lineage", "load", "open_folder",
-    "parent", "part", "read", "records", "texts", "versions", "write_atomically", "write_part",
+    "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "leading", "lineage", "load",
+    "open_folder", "parent", "part", "read", "records", "texts", "versions", "write_atomically", "write_part",
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
 MAIN = {"import": "images", "sample": "images", "score": "scores", "pair": "judgements", "filter": "judgements"}
 
 
-def begin(folder: Path, manifest: Manifest) -> None:
-    """Make `folder` that of `manifest`, or go on in it.
-
-    Raises InputError where it holds something else, naming the difference.
-    """
+def check(folder: Path, manifest: Manifest) -> None:
+    """Raise InputError where `folder` holds something else than `manifest` says, naming the difference."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, expected a folder or a new name")
-    path = folder / "diffalign.json"
-    if path.exists():
+    if (folder / "diffalign.json").exists():
         _require_same(folder, load(folder), manifest)
     elif folder.exists() and any(not is_temporary(entry) for entry in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no record folder; choose another --out")
+
+
+def begin(folder: Path, manifest: Manifest) -> None:
+    """Make `folder` that of `manifest`, or go on in it; raises InputError as `check` does."""
+    check(folder, manifest)
+    path = folder / "diffalign.json"
     folder.mkdir(parents=True, exist_ok=True)
     for stale in [entry for entry in folder.glob("**/.*") if is_temporary(entry)]:
         stale.unlink()

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from diffalign import backbones, folders, weights
+from diffalign import backbones, cache, folders, weights
 from diffalign.backbones.base import Backbone, Conditioning, select
 from diffalign.progress import track
 from diffalign.records import Image, InputError, Prompt, digest, prompt_id
@@ -105,13 +105,12 @@ def sample(
         height: Pixels; 0 means the model's own size.
         width: Pixels; 0 means the model's own size.
     """
-    if per_prompt < 1 or batch < 1:
-        raise InputError(f"per_prompt = {per_prompt}, batch = {batch}: expected at least 1")
+    if min(per_prompt, batch, steps) < 1:
+        raise InputError(f"per_prompt = {per_prompt}, batch = {batch}, steps = {steps}: expected at least 1")
     listed = read_prompts(prompts)
     place = weights.locate(model, config)
     adapter = weights.adapter_file(lora) if lora else None
     model_hash, adapter_hash = weights.fingerprint(place), weights.fingerprint(adapter) if adapter else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = {
         "model": model_hash,
         "adapter": adapter_hash,
@@ -124,23 +123,29 @@ def sample(
     }
     work = [(p, index) for index in range(per_prompt) for p in listed]
     cuts = [work[i : i + batch] for i in range(0, len(work), batch)]
-    folders.begin(out, folders.Manifest("sample", arguments, len(cuts), extends=("per_prompt",)))
-    folders.write_part(out, "prompts", 0, listed)
-    keys = [[_image_id(model_hash, adapter_hash, arguments["sampler"], p.id, seed, i) for p, i in cut] for cut in cuts]
+    manifest = folders.Manifest("sample", arguments, len(cuts), extends=("per_prompt",))
+    folders.check(out, manifest)
+    keys = [[_image_id(model_hash, adapter_hash, arguments["sampler"], p, seed, i) for p, i in cut] for cut in cuts]
     todo = [n for n in range(len(cuts)) if not folders.is_whole(out, "images", n, {"id": keys[n]})]
     if todo:
-        backbone = backbones.load(model, config=config, device=device)
+        backbone = backbones.load(model, config=config, device="cuda" if torch.cuda.is_available() else "cpu")
         if adapter:
             backbone.load_lora(adapter)
         artist = Artist(backbone, Sampler(steps, guidance, *_size(backbone, height, width)), seed)
-        artist.encode([p for n in todo for p, _ in cuts[n]])
-        for n in track(todo, "sample", len(todo)):
-            pictures = artist.draw([(p.id, index) for p, index in cuts[n]])
-            rows = [
-                _record(key, p, index, png, artist.sampler, model_hash, adapter_hash, seed)
-                for key, (p, index), png in zip(keys[n], cuts[n], map(to_png, pictures), strict=True)
-            ]
-            folders.write_part(out, "images", n, rows)
+        needed = {p.id for n in todo for p, _ in cuts[n]}
+        # all prompts are cut, not those that are left to do, so that an interruption does not change who shares a batch
+        for part in cache.cut(listed, 32):
+            artist.encode(part if needed & {p.id for p in part} else [])
+    folders.begin(out, manifest)  # not before, so that a model which cannot be loaded leaves the folder to another one
+    folders.write_part(out, "prompts", 0, listed)
+    for n in track(todo, "sample", len(todo)):
+        kept = folders.leading(out, "images", n, {"id": keys[n]})  # they may have been scored, and are not drawn anew
+        pictures = artist.draw([(p.id, index) for p, index in cuts[n]])
+        rows = [
+            _record(key, p, index, png, artist.sampler, model_hash, adapter_hash, seed)
+            for key, (p, index), png in zip(keys[n], cuts[n], map(to_png, pictures), strict=True)
+        ]
+        folders.write_part(out, "images", n, [*kept, *rows[len(kept) :]])
     return f"{out}: {len(work)} images of {len(listed)} prompts; next: diffalign score {out} --scorer … --out …"
 
 
@@ -149,8 +154,8 @@ def _size(backbone: Backbone, height: int, width: int) -> tuple[int, int]:
     return height or own, width or own
 
 
-def _image_id(model: str, adapter: str | None, sampler: Sequence[float], prompt: str, seed: int, index: int) -> str:
-    return digest("image", model, adapter, *sampler, prompt, seed, index)
+def _image_id(model: str, adapter: str | None, sampler: Sequence[float], prompt: Prompt, seed: int, index: int) -> str:
+    return digest("image", model, adapter, *sampler, prompt.id, prompt.text, seed, index)
 
 
 def _record(
@@ -178,10 +183,10 @@ class Artist:
         self.prompts: dict[str, int] = {}
         self.known: Conditioning = {}
 
-    def encode(self, prompts: Sequence[Prompt], batch: int = 32) -> None:
+    def encode(self, prompts: Sequence[Prompt]) -> None:
         """Encode the prompts that are not known yet, each once."""
         new = list({p.id: p for p in prompts if p.id not in self.prompts}.values())
-        parts = [self.backbone.encode_prompts([p.text for p in new[i : i + batch]]) for i in range(0, len(new), batch)]
+        parts = [self.backbone.encode_prompts([p.text for p in part]) for part in cache.cut(new, 32) if part]
         for name in parts[0] if parts else ():
             rows = torch.cat([part[name] for part in parts])
             self.known[name] = torch.cat([self.known[name], rows]) if name in self.known else rows

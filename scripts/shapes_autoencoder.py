@@ -63,8 +63,8 @@ def noisy(mean: Tensor, strength: float) -> Tensor:
 def train_both(work: Path, steps: int) -> None:
     """Train encoder and decoder together, first with every pixel alike, then for the objects; normalise the latents.
 
-    The first three fifths learn backgrounds and outlines. Objects are a tenth of a picture, and noise in the latents
-    hides faint differences: with more weight and less noise the second part learns to tell all colours apart.
+    The first half learns backgrounds and outlines. Objects are a tenth of a picture, and noise in the latents
+    hides faint differences: with more weight and less noise the second half learns to tell all colours apart.
     """
     torch.manual_seed(0)
     vae = network()
@@ -74,7 +74,7 @@ def train_both(work: Path, steps: int) -> None:
         mean = vae.encode(picture).latent_dist.mean
         return difference(vae.decode(noisy(mean, noise)).sample, picture, weight) + 1e-5 * mean.square().mean()
 
-    first = Fit("vae-outlines", steps * 3 // 5, rate=2e-3)
+    first = Fit("vae-outlines", steps // 2, rate=2e-3)
     train(first, vae, lambda step, rng: loss(1.0, NOISE, rng), work)
     second = Fit("vae-colours", steps - first.steps, rate=1.5e-3, warmup=50)
     train(second, vae, lambda step, rng: loss(5.0, NOISE / 5, rng), work)

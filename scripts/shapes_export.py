@@ -16,7 +16,7 @@ def pipeline(folder: Path) -> DiffusionPipeline:
     """The pipeline of a folder, in float32; components that its index gives as null are left out (SD3 without T5)."""
     index = json.loads((folder / "model_index.json").read_text())
     absent = {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
-    pipe = DiffusionPipeline.from_pretrained(folder, **absent)
+    pipe = DiffusionPipeline.from_pretrained(folder, **absent, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

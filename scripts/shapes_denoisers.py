@@ -65,8 +65,8 @@ def sdxl(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
         text_encoder_2=encoder(CLIPTextModelWithProjection, words),
         tokenizer=words,
         tokenizer_2=words,
-        # The schedule ends at (almost) pure noise, or backgrounds ignore the prompt; not at purer noise than needed, for the
-        # error of the first step's picture is the error of epsilon divided by the square root of alpha.
+        # The schedule ends at (almost) pure noise, or backgrounds ignore the prompt; not at purer noise than needed,
+        # for the error of the first step's picture is the error of epsilon divided by the square root of alpha.
         scheduler=DPMSolverMultistepScheduler(
             beta_schedule="linear", beta_start=1e-4, beta_end=0.015, timestep_spacing="trailing", lower_order_final=True
         ),
@@ -78,8 +78,8 @@ def sdxl(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
 def sdxl_loss(pipe: StableDiffusionXLPipeline, latents: Tensor, numbers: Tensor, dropped: Tensor) -> Tensor:
     """mean w |epsilon - UNet(x_t, t)|^2, t uniform, w = min(1 / alpha, 100), up to there the loss of a v-prediction.
 
-    Without the weight backgrounds, which are settled at high noise, hardly count. A dropped prompt is zeros, as the pipeline
-    has it for no prompt.
+    Without the weight backgrounds, which are settled at high noise, hardly count. A dropped prompt is zeros, as the
+    pipeline has it for no prompt.
     """
     first, _ = states(pipe.text_encoder, numbers)
     second, pooled = states(pipe.text_encoder_2, numbers)

@@ -142,9 +142,7 @@ def test_weighted_errors_do_not_depend_on_the_parametrisation(weighting, predict
     noised, plain = error(VP(), t)
     changed = VP(prediction=prediction)
     again, other = error(changed, t)
-    torch.testing.assert_close(
-        weighting(again, changed) * other, weighting(noised, VP()) * plain, rtol=1e-9, atol=0
-    )
+    torch.testing.assert_close(weighting(again, changed) * other, weighting(noised, VP()) * plain, rtol=1e-9, atol=0)
 
 
 def test_flow_errors_as_epsilon() -> None:

@@ -84,20 +84,29 @@ def baked(adapter: Adapter) -> Adapter:
 
 
 def peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) as `Backbone.save_lora` wants them; ranks and alphas that are not the usual go by module."""
+    """(tensors, metadata) as `Backbone.save_lora` wants them."""
     layers = {f"{n}.lora_A.weight": f.down.contiguous() for n, f in adapter.items()}
     layers |= {f"{n}.lora_B.weight": f.up.contiguous() for n, f in adapter.items()}
-    rank = Counter(f.rank for f in adapter.values()).most_common(1)[0][0]
-    alpha = Counter(f.alpha for f in adapter.values()).most_common(1)[0][0]
-    metadata = {
+    return layers, metadata(layers, {n: f.alpha for n, f in adapter.items()})
+
+
+def metadata(layers: dict[str, Tensor], alphas: dict[str, float] | None = None) -> dict[str, Any]:
+    """What peft is told of tensors that are named as in `peft`; without `alphas` each is the module's rank.
+
+    Ranks and alphas that are not the most frequent go by module.
+    """
+    downs = sorted((name, value) for name, value in layers.items() if name.endswith(".lora_A.weight"))
+    ranks = {name.removesuffix(".lora_A.weight"): value.shape[0] for name, value in downs}
+    alphas = alphas or {name: float(rank) for name, rank in ranks.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": sorted(adapter),
+        "target_modules": list(ranks),
         # the circumflex binds a pattern to the whole name of a module
-        "rank_pattern": {f"^{re.escape(n)}": f.rank for n, f in sorted(adapter.items()) if f.rank != rank},
-        "alpha_pattern": {f"^{re.escape(n)}": f.alpha for n, f in sorted(adapter.items()) if f.alpha != alpha},
+        "rank_pattern": {f"^{re.escape(n)}": r for n, r in ranks.items() if r != rank},
+        "alpha_pattern": {f"^{re.escape(n)}": alphas[n] for n in ranks if alphas[n] != alpha},
     }
-    return layers, metadata
 
 
 def kohya(adapter: Adapter) -> dict[str, Tensor]:

@@ -156,8 +156,9 @@ def _write_model(backbone: Backbone, to: Layout, folder: Path, dtype: str) -> Pa
 
 def _reloaded(backbone: Backbone, file: Path, adapter: adapters.Adapter, told: Told) -> Tensor:
     backbone.load_lora(file)
-    again = adapters.of(backbone.denoiser)
-    if again.keys() != adapter.keys():
+    # a reader that splits fused matrices makes up modules that change nothing
+    again = {name for name, factors in adapters.of(backbone.denoiser).items() if name in adapter or factors.up.any()}
+    if again != adapter.keys():
         raise InputError(f"{file.name}: adapts {len(again)} modules when read back, expected {len(adapter)}")
     return _output(backbone, told)
 
@@ -189,6 +190,4 @@ def _compare(found: Tensor, wanted: Tensor, plain: Tensor, dtype: str) -> None:
     moved, apart = (wanted - plain).norm(), (found - wanted).norm()
     limit = TOLERANCE[dtype] * (moved if dtype == "float32" else wanted.norm())
     if not apart <= limit + 1e-6 * wanted.norm():
-        raise InputError(
-            f"verification: outputs differ by {apart:.3g} of {moved:.3g} that the policy moves; kept nothing"
-        )
+        raise InputError(f"written outputs differ by {apart:.3g}, where the policy moves {moved:.3g}; nothing was kept")

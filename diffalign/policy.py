@@ -25,6 +25,7 @@ class Policy:
 
     A past self is a second copy of the trainable tensors, lent to the network while it is asked; of LoRA that starts at
     zero, the one that stays at step 0 needs no copy, the adapters are off. `reference` and `old` None: not made.
+    `init_lora` is an adapter that goes into the base first; a LoRA is exported together with it, by joined ranks.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Policy:
         *,
         reference: Reference | None,
         old: Reference | None = None,
+        init_lora: str = "",
     ) -> None:
         self.backbone, self.adaptation = backbone, adaptation
         self.denoiser = backbone.denoiser
+        self._first = self._fused(Path(init_lora)) if init_lora else {}
         self._adapters: list[BaseTunerLayer] = []
         if isinstance(adaptation, LoRA):
             self._add_adapters(adaptation, seed)
@@ -50,6 +53,16 @@ class Policy:
             self.restore(self._read(Path(adaptation.start)))
         self._kinds = {n: k for n, k in (("reference", reference), ("old", old)) if k is not None}
         self._pasts = {name: self._begin(kind) for name, kind in self._kinds.items()}
+
+    def _fused(self, place: Path) -> adapters.Adapter:
+        """Put an adapter into the weights of the base, where policy and past selves all have it; what it was."""
+        file = weights.adapter_file(place)
+        if text := next((n for n in weights.header(file) if n.startswith(("text_encoder", "lora_te"))), None):
+            raise InputError(f"{file}: adapts a text encoder too ({text}); expected an adapter of the denoiser alone")
+        self.backbone.load_lora(file)
+        first = adapters.of(self.denoiser)
+        adapters.fuse(self.denoiser, first)
+        return first
 
     def _begin(self, kind: Reference) -> dict[str, Tensor] | None:
         """The tensors of a past self at step 0, or None where turning the adapters off gives it."""
@@ -149,7 +162,9 @@ class Policy:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`."""
         temporary = checkpoint.scratch(folder)
         if isinstance(self.adaptation, LoRA):
-            self.backbone.save_lora(temporary, *adapters.peft(adapters.of(self.denoiser)))
+            own = adapters.of(self.denoiser)
+            whole = adapters.joined(self._first, own) if self._first else own
+            self.backbone.save_lora(temporary, *adapters.peft(whole))
         else:
             self.denoiser.save_pretrained(temporary / self.backbone.part)
         for file in temporary.rglob("*.safetensors"):

@@ -1,5 +1,6 @@
 """Tiny random pipelines of the real classes, tokenizers built offline; each builds in well under a second."""
 
+import json
 import string
 from pathlib import Path
 
@@ -467,6 +468,12 @@ FAMILIES = {
     **{"pixart": pixart, "pixart_alpha": pixart_alpha, "sana": sana, "qwen_image": qwen_image, "zimage": zimage},
     **{"flux2_klein": flux2_klein},
 }
+
+
+def absent(folder: Path) -> dict[str, None]:
+    """The components that a folder's index gives as null, which diffusers wants to be told again."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
 
 
 def save(family: str, folder: Path) -> Path:

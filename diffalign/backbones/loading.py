@@ -34,7 +34,7 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
         library.disable_progress_bar()
     try:
         pipe = _from_file(kind, source, absent, dtype) if source.file else _from_folder(kind, source, absent, dtype)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         place = source.file or source.folder
         raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {_first_line(error)}") from None
     for name, module in pipe.components.items():

@@ -44,8 +44,8 @@ def adapt(denoiser: Any, file: Path, part: str) -> None:
         mine = [name for name in found.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
         tensors = {name.removeprefix(f"{part}."): found.get_tensor(name) for name in mine}
     try:
-        config = LoraConfig(**{k.removeprefix(f"{part}."): v for k, v in told.items()})
-        inject_adapter_in_model(config, denoiser, "default")
+        told = {k.removeprefix(f"{part}."): v for k, v in told.items()} or adapters.metadata(tensors)
+        inject_adapter_in_model(LoraConfig(**told), denoiser, "default")
         set_peft_model_state_dict(denoiser, tensors, "default")
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"{file}: does not fit this model ({_first_line(error)})") from None

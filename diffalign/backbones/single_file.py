@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -72,6 +73,22 @@ def check(source: weights.Source) -> None:
             f"{source.file}: is a single file of {kind.name}, but --config {source.folder} describes a {named}; "
             f"expected a {kind.pipeline}, likely that of {kind.example}"
         )
+    _check_unet(source, found, kind)
+
+
+def _check_unet(source: weights.Source, found: Mapping[str, list[int]], kind: Kind) -> None:
+    """Raise InputError naming the first tensor of the UNet that the file lacks, or has in another shape."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source.folder, subfolder="unet"))
+    names = unet_names(unet)
+    for name, value in unet.state_dict().items():
+        theirs, wanted = f"model.diffusion_model.{names[name]}", list(value.shape)
+        if found.get(theirs) != wanted:
+            has = f"has it as {found[theirs]}" if theirs in found else "lacks it"
+            raise InputError(
+                f"{source.file}: --config {source.folder} wants tensor {theirs} as {wanted}, the file {has}; "
+                f"expected the configuration of this file, likely that of {kind.example}"
+            )
 
 
 def state(pipe: Any) -> dict[str, Tensor]:

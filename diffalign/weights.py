@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,24 +52,39 @@ def _whole(folder: Path) -> Path:
 
 
 def _snapshot(name: str) -> Path:
+    # files at the top are single checkpoints beside the folders, and variants are copies in another dtype
+    wanted = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+    return _whole(snapshot(name, wanted, ("*.fp16.*", "*.non_ema.*", "safety_checker/*")))
+
+
+def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, fetch: bool = True) -> Path:
+    """The folder of a hub repository, "owner/name" or "owner/name@revision", with the files of the patterns `wanted`.
+
+    Without `fetch` only the local hub cache is looked at. Raises InputError where it cannot be had, and how it can.
+    """
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    # files at the top are single checkpoints beside the folders, and variants are copies in another dtype
-    wanted = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
-    unwanted = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]
+    owned, _, revision = name.partition("@")
     try:
-        return _whole(Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted)))
+        found = huggingface_hub.snapshot_download(
+            owned, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(unwanted),
+            local_files_only=not fetch,
+        )  # fmt: skip
     except GatedRepoError:
         remedy = "accept its licence on its page, then log in with `hf auth login` or set HF_TOKEN"
         raise InputError(f"{name}: is gated on the hub, and no token opens it; {remedy}") from None
     except RepositoryNotFoundError:
         raise InputError(f"{name}: no such folder, and the hub knows no such model, or hides it") from None
     except LocalEntryNotFoundError:
+        if not fetch:
+            remedy = f"fetch it (`hf download {owned}`), or give a local file or folder"
+            raise InputError(f"{name}: is not in the local hub cache; {remedy}") from None
         remedy = "download it where there is a network, or give a local folder"
         raise InputError(f"{name}: is not in the local cache, and the hub is not reached; {remedy}") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"{name}: no such folder, and the hub does not give it ({type(error).__name__})") from None
+    return Path(found)
 
 
 def header(path: Path) -> dict[str, list[int]]:

@@ -76,7 +76,7 @@ def test_naming_scorers_is_cheap() -> None:
     ("name", "said"),
     [
         ("gold_rihgt", "did you mean gold_right"),
-        ("", "expected one of gold, gold_right, shapes_clip, clip, or file.py:function"),
+        ("", "expected one of gold, gold_right, shapes_clip, clip, clipscore, .*, or file.py:function"),
         ("clip", "needs a folder, clip=FOLDER"),
         ("gold=somewhere", "takes no place, but 'somewhere' was given"),
         ("clip=nowhere", "nowhere/open_clip_config.json: no such file; expected an open_clip folder"),

@@ -17,6 +17,15 @@ NAMES = {
     "gold_right": ("diffalign.scorers.gold", "gold_right"),
     "shapes_clip": ("diffalign.scorers.openclip", "shapes_clip"),
     "clip": ("diffalign.scorers.openclip", "clip"),
+    "clipscore": ("diffalign.scorers.clipscore", "clipscore"),
+    "clipscore_original": ("diffalign.scorers.clipscore", "clipscore_original"),
+    "pickscore": ("diffalign.scorers.pickscore", "pickscore"),
+    "hpsv2": ("diffalign.scorers.hps", "hpsv2"),
+    "hpsv2_aliased": ("diffalign.scorers.hps", "hpsv2_aliased"),
+    "hpsv2.1": ("diffalign.scorers.hps", "hpsv2_1"),
+    "hpsv2.1_aliased": ("diffalign.scorers.hps", "hpsv2_1_aliased"),
+    "imagereward": ("diffalign.scorers.imagereward", "imagereward"),
+    "aesthetic": ("diffalign.scorers.aesthetic", "aesthetic"),
 }
 # What only measures: no preference is ever made of these.
 MEASURES = ("gold", "gold_right")

@@ -23,12 +23,15 @@ class Scorer:
         revision: Content hash of its weights or its code: equal revisions give equal scores.
         preprocessing: What is done to a picture before the network sees it, in words.
         open: Gives the function, loading weights; called at the first use, so that naming a scorer costs nothing.
+        scale: Gives, from the loaded function, by what a difference of scores is multiplied to be log-odds; None where
+            the judge's authors state no probability.
     """
 
     name: str
     revision: str
     preprocessing: str
     open: Callable[[], Score]
+    scale: Callable[[Score], float] | None = None
 
     @cached_property
     def function(self) -> Score:
@@ -40,6 +43,17 @@ class Scorer:
         if len(images) != len(prompts):
             raise ValueError(f"scorer {self.name}: {len(images)} images and {len(prompts)} prompts")
         return self.checked(self.function(images, prompts), len(images))
+
+    def probability(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """P(first is better) = 1 / (1 + exp(-scale · (first - second))) of scores, by the judge's own temperature.
+
+        Raises InputError for a judge whose authors state none: fit one on held-out preferences.
+        """
+        if self.scale is None:
+            raise InputError(f"scorer {self.name}: states no temperature, so a difference of scores is no probability")
+        difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+        # 1 / (1 + exp(-x)) in the form that does not overflow
+        return 0.5 * (1 + np.tanh(0.5 * self.scale(self.function) * difference))
 
     def checked(self, given: object, count: int) -> np.ndarray:
         """What the function gave for `count` images, as float64; raises InputError where it is something else."""

@@ -17,24 +17,25 @@ _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"
 
 def shapes_clip(place: str) -> Scorer:
     """The embedded world's CLIP, from its shipped folder or the one named."""
-    return _scorer("shapes_clip", Path(place) if place else places.asset("shapes/clip"))
+    return open_folder("shapes_clip", Path(place) if place else places.asset("shapes/clip"))
 
 
 def clip(place: str) -> Scorer:
     """The CLIP of the open_clip folder named; raises InputError where none is."""
     if not place:
         raise InputError("scorer clip: needs a folder, clip=FOLDER")
-    return _scorer("clip", Path(place))
+    return open_folder("clip", Path(place))
 
 
-def _scorer(name: str, folder: Path) -> Scorer:
+def open_folder(name: str, folder: Path) -> Scorer:
+    """The scorer `name` by the open_clip folder; P(first is better) = sigmoid(exp(logit_scale) · difference)."""
     config = _config(folder)
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
         raise InputError(f"{folder}: holds no {' or '.join(_WEIGHTS)}; pickled weights are never loaded")
     from diffalign.weights import fingerprint
 
     preprocessing = "open_clip " + json.dumps(config.get("preprocess_cfg", {}), sort_keys=True)
-    return Scorer(name, fingerprint(folder), preprocessing, lambda: OpenClip(folder))
+    return Scorer(name, fingerprint(folder), preprocessing, lambda: OpenClip(folder), lambda f: f.scale)
 
 
 def _config(folder: Path) -> dict:
@@ -72,6 +73,7 @@ class OpenClip:
             line = " ".join(str(error).split())[:300]
             raise InputError(f"{folder}: open_clip cannot load it ({type(error).__name__}: {line})") from None
         self.model = settle(model.eval().requires_grad_(False).to(self.device))
+        self.scale = float(self.model.logit_scale.exp())
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
         """Similarity of each image to its prompt, float32, (images,); each unique prompt is encoded once."""

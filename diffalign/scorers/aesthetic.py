@@ -1,0 +1,65 @@
+"""LAION's aesthetic predictor v2: how beautiful an image is held to be, whatever was asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from diffalign.records import InputError
+from diffalign.scorers.base import Scorer
+from diffalign.scorers.checkpoints import WEIGHTS, device, folder_of, locate, open_pretrained, read, revision, split
+from diffalign.scorers.heads import folded
+from diffalign.scorers.pixels import cropped
+from diffalign.scorers.towers import normal
+
+TOWER = "openai/clip-vit-large-patch14"
+HEAD = "sac+logos+ava1-l14-linearMSE.pth"
+
+
+def aesthetic(place: str) -> Scorer:
+    """head(f(image) / |f(image)|), about 1 to 10, of OpenAI's CLIP ViT-L/14; the prompt is not looked at.
+
+    `place` is "HEAD" or "HEAD,TOWER": the file sac+logos+ava1-l14-linearMSE.pth of the predictor's repository, and a
+    folder or hub id with the CLIP (default: the hub cache). Its authors state no probability.
+    Source: Schuhmann et al. 2022 (LAION-5B), improved-aesthetic-predictor; Apache-2.0 licence.
+    """
+    head, tower = split(place, 2)
+    if not head:
+        raise InputError(f"scorer aesthetic: needs the head's file, aesthetic={HEAD}")
+    path = file_or_fail(head)
+    folder = folder_of(locate(tower, TOWER, ("config.json", *WEIGHTS[:2], "*.safetensors")))
+    opened = revision(path, folder)
+    return Scorer("aesthetic", opened, "PIL bicubic, rounded crop", lambda: Aesthetic(path, folder))
+
+
+def file_or_fail(place: str) -> Path:
+    """The local file named; raises InputError where it is none."""
+    if not Path(place).is_file():
+        raise InputError(f"{place}: no such file")
+    return Path(place)
+
+
+class Aesthetic:
+    """The loaded scorer."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        from transformers import CLIPConfig, CLIPVisionModelWithProjection
+
+        whole = CLIPConfig.from_pretrained(folder, local_files_only=True)
+        # saved folders may give the projection's width beside the towers only
+        whole.vision_config.projection_dim = whole.projection_dim
+        spare = ("text_model.", "text_projection.", "logit_scale")
+        kind = CLIPVisionModelWithProjection
+        self.tower = open_pretrained(kind, folder, spare, whole.vision_config).to(device())
+        names = tuple(f"layers.{i}" for i in (0, 2, 4, 6, 7))
+        self.head = folded(read(path), names, self.tower.config.projection_dim, path)
+        self.preprocess = cropped(self.tower.config.image_size, floor=False)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        """Scores, float64, (images,)."""
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(device())
+        weight, bias = self.head
+        return (normal(self.tower(pixels).image_embeds).cpu().double() @ weight + bias).numpy()

@@ -1,0 +1,171 @@
+"""Weights of a scorer: where they lie, what they hash to, and that they fit the architecture to the last key."""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diffalign.records import InputError, digest
+from diffalign.weights import settle, snapshot
+
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def locate(place: str, official: str, wanted: Sequence[str]) -> Path:
+    """Where a scorer's weights lie: the local file or folder `place`; the hub's "owner/name[@revision]" it names, which
+    is fetched only because it was named; or, where `place` is empty, what the local hub cache holds of `official`.
+
+    `wanted` are patterns of the files to take from the hub. Raises InputError where there is nothing.
+    """
+    if place:
+        path = Path(place)
+        if path.exists():
+            return path
+        if place.count("/") != 1 or place.startswith((".", "/", "~")):
+            raise InputError(f"{place}: no such file or folder")
+        return snapshot(place, wanted)
+    return snapshot(official, wanted, fetch=False)
+
+
+def split(place: str, count: int) -> list[str]:
+    """The `count` places of "first,second", those left out empty; raises InputError where there are more."""
+    parts = place.split(",") if place else []
+    if len(parts) > count:
+        raise InputError(f"{place}: names {len(parts)} places, expected at most {count}")
+    return [*parts, *[""] * (count - len(parts))]
+
+
+def file_in(place: Path, *names: str) -> Path:
+    """`place` where it is a file, else the first of `names` in that folder; raises InputError where there is none."""
+    if place.is_file():
+        return place
+    found = [place / name for name in names if (place / name).is_file()]
+    if not found:
+        raise InputError(f"{place}: holds no {' or '.join(names)}")
+    return found[0]
+
+
+def folder_of(place: Path) -> Path:
+    """A folder in transformers' layout; raises InputError where it has no configuration or no weights."""
+    if not (place / "config.json").is_file():
+        raise InputError(f"{place / 'config.json'}: no such file; expected a model folder in transformers' layout")
+    file_in(place, *WEIGHTS)
+    return place
+
+
+def revision(*places: Path) -> str:
+    """blake2b-128 over the content of the files, or of the configuration, tokenizer and weights of the folders, named.
+
+    A file in the hub's cache is named by its own SHA-256, which is taken instead of reading gigabytes again.
+    """
+    said = []
+    for place in places:
+        if place.is_file():
+            said.append(_content(place))
+            continue
+        for path in sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt", ".safetensors", ".bin")):
+            said += [path.name, _content(path)]
+    return digest(*said)
+
+
+def _content(path: Path) -> str:
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return f"sha256:{blob.name}"
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, or of a pickle that holds tensors only (below "state_dict", where it is so).
+
+    A pickle is read by torch's restricted reader, which runs no code; raises InputError for any other.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: is not a whole safetensors file ({_line(error)})") from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # the reader raises whatever the bytes lead it to
+        raise InputError(f"{path}: is no file of tensors only, and others are never loaded ({_line(error)})") from None
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise InputError(f"{path}: holds {type(found).__name__}, expected tensors by name")
+    return dict(found)
+
+
+def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, spare: Collection[str] = ()) -> nn.Module:
+    """The module with the weights of `state`, frozen, in float32; names in `spare` may be there without being used.
+
+    Raises InputError listing the names that are missing, not known, or of another shape.
+    """
+    wanted = module.state_dict()
+    refuse(
+        path,
+        [k for k in wanted if k not in state],
+        [k for k in state if k not in wanted and k not in spare],
+        [f"{k} {list(state[k].shape)} for {list(v.shape)}" for k, v in wanted.items()
+         if k in state and state[k].shape != v.shape],
+    )  # fmt: skip
+    module.load_state_dict({k: state[k].float() if state[k].is_floating_point() else state[k] for k in wanted})
+    return settle(module.eval().requires_grad_(False))
+
+
+def open_pretrained(kind: type, folder: Path, spare: tuple[str, ...] = (), config: object = None) -> nn.Module:
+    """A transformers model of class `kind` from a folder, frozen, in float32; `spare` are beginnings of unused names.
+
+    Raises InputError listing the names that are missing, not known, or of another shape.
+    """
+    from transformers.utils import logging
+
+    folder_of(folder)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of unused names would be the user's only, and is checked below
+    try:
+        model, said = kind.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Exception as error:  # configurations and weights of others fail in many ways
+        raise InputError(f"{folder}: {kind.__name__} cannot load it ({type(error).__name__}: {_line(error)})") from None
+    finally:
+        logging.set_verbosity(before)
+    spare = (*spare, "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+    refuse(
+        folder,
+        sorted(said["missing_keys"]),
+        sorted(k for k in said["unexpected_keys"] if not k.startswith(spare)),
+        sorted(f"{k} {list(a)} for {list(b)}" for k, a, b in said["mismatched_keys"]),
+    )
+    return settle(model.eval().requires_grad_(False))
+
+
+def refuse(path: Path, missing: Sequence[str], unknown: Sequence[str], misshapen: Sequence[str]) -> None:
+    """Raise InputError with one line that lists what does not fit, or nothing where all does."""
+    lists = {"missing": missing, "not known": unknown, "of another shape": misshapen}
+    said = [
+        f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+        for what, names in lists.items() if names
+    ]  # fmt: skip
+    if said:
+        raise InputError(f"{path}: weights do not fit the architecture: {'; '.join(said)}")
+
+
+def device() -> str:
+    """Where scorers run: "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,124 @@
+"""ImageReward: BLIP (ViT-L and a BERT that looks at the image) with a head, trained on experts' rankings."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from diffalign.records import InputError
+from diffalign.scorers.base import Scorer
+from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit, locate, read, revision, split
+from diffalign.scorers.heads import folded
+from diffalign.scorers.pixels import cropped
+from diffalign.scorers.tokens import bert
+
+OFFICIAL, WORDS = "THUDM/ImageReward", "google-bert/bert-base-uncased"
+MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
+LENGTH = 35
+# where the authors' vision tower differs in words from that of transformers
+_RENAMES = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
+    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
+    (r"^norm\.", "post_layernorm."),
+)
+_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+
+
+def imagereward(place: str) -> Scorer:
+    """(head(BLIP(image, prompt)) - 0.1672) / 1.0333, about -2.3 to 2, standard normal on the authors' images.
+
+    `place` is "FILE" or "FILE,TOKENIZER": the official ImageReward.pt, its folder or a hub id, and a folder or hub id
+    with BERT's uncased tokenizer (default: one beside the file, else the hub cache). Prompts are cut to 35 tokens.
+    P(first is better) = sigmoid(1.0333 · difference). Source: Xu et al. 2023 (ImageReward), section 3; Apache-2.0.
+    """
+    file, words = split(place, 2)
+    path = file_in(locate(file, OFFICIAL, ("ImageReward.pt",)), "ImageReward.pt")
+    beside = not words and any((path.parent / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
+    folder = path.parent if beside else locate(words, WORDS, ("vocab.txt", *TOKENIZER))
+    return Scorer(
+        "imagereward", revision(path), f"PIL bicubic, rounded crop, {LENGTH} tokens",
+        lambda: ImageReward(path, folder), lambda _: DEVIATION,
+    )  # fmt: skip
+
+
+class ImageReward:
+    """The loaded scorer; sizes are read off the checkpoint, heads are 64 wide in both towers."""
+
+    def __init__(self, path: Path, words: Path, length: int = LENGTH) -> None:
+        from transformers import BlipVisionModel
+        from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+        state = {k: v for k, v in read(path).items() if not k.startswith(_UNUSED)}
+        towers = {"blip.visual_encoder.": {}, "blip.text_encoder.": {}, "mlp.": {}}
+        for name, tensor in state.items():
+            prefix = next((p for p in towers if name.startswith(p)), None)
+            if prefix is None:
+                raise InputError(f"{path}: weights do not fit the architecture: 1 not known ({name})")
+            towers[prefix][name[len(prefix) :]] = tensor
+        visual, text, head = towers.values()
+        vision, language = configurations(visual, text, path)
+        self.vision = fit(BlipVisionModel(vision), _renamed(visual), path).to(device())
+        self.text = fit(BlipTextModel(language, add_pooling_layer=False), text, path).to(device())
+        self.head = folded(head, tuple(f"layers.{i}" for i in (0, 2, 4, 6, 7)), language.hidden_size, path)
+        self.tokenize = bert(words, length)
+        self.preprocess = cropped(vision.image_size, floor=False)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        """Scores, float64, (images,)."""
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(device())
+        seen = self.vision(pixels).last_hidden_state
+        tokens = {name: ids.to(device()) for name, ids in self.tokenize(prompts).items()}
+        # `is_decoder` in the configuration makes the cross-attention; in the call it would make the text causal
+        hidden = self.text(
+            **tokens, encoder_hidden_states=seen, encoder_attention_mask=torch.ones(seen.shape[:2]).to(device()),
+            is_decoder=False,
+        ).last_hidden_state  # fmt: skip
+        weight, bias = self.head
+        raw = hidden[:, 0].cpu().double() @ weight + bias
+        return ((raw - MEAN) / DEVIATION).numpy()
+
+
+def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, tensor in state.items():
+        for before, after in _RENAMES:
+            name = re.sub(before, after, name)
+        found[name] = tensor
+    return found
+
+
+def configurations(visual: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor], path: Path) -> tuple:
+    """The configurations of both towers, read off the shapes of their tensors; InputError where they are no BLIP's."""
+    from transformers import BlipTextConfig, BlipVisionConfig
+
+    try:
+        width, _, patch, _ = visual["patch_embed.proj.weight"].shape
+        side = round((visual["pos_embed"].shape[1] - 1) ** 0.5)
+        vision = BlipVisionConfig(
+            hidden_size=width, intermediate_size=len(visual["blocks.0.mlp.fc1.weight"]), layer_norm_eps=1e-6,
+            num_hidden_layers=_layers(visual, "blocks."), num_attention_heads=width // 64, image_size=side * patch,
+            patch_size=patch, hidden_act="gelu",
+        )  # fmt: skip
+        vocabulary, hidden = text["embeddings.word_embeddings.weight"].shape
+        language = BlipTextConfig(
+            vocab_size=vocabulary, hidden_size=hidden, encoder_hidden_size=width, num_attention_heads=hidden // 64,
+            intermediate_size=len(text["encoder.layer.0.intermediate.dense.weight"]), hidden_act="gelu",
+            num_hidden_layers=_layers(text, "encoder.layer."), layer_norm_eps=1e-12, is_decoder=True,
+            max_position_embeddings=len(text["embeddings.position_embeddings.weight"]),
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: is no ImageReward checkpoint ({type(error).__name__}: {error})") from None
+    return vision, language
+
+
+def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,0 +1,58 @@
+"""Prompts -> token ids, by each judge's own tokenizer; a prompt is text, and never becomes a special token.
+
+Tokenizers are not interchangeable: OpenAI's (and open_clip's) mends mojibake, full-width characters and curly quotes
+and resolves HTML entities; that of transformers does none of it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from diffalign.records import InputError
+
+Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
+
+
+def openai(length: int = 77) -> Tokenize:
+    """CLIP's own tokenizer, as open_clip ships it: {"input_ids": (prompts, length)}, the last token always the end."""
+    import open_clip.tokenizer
+    import regex
+
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=length)
+    # its pattern begins with the special tokens, so that a prompt could end itself
+    plain = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    tokenizer.pat = regex.compile(plain, regex.IGNORECASE)
+    return lambda prompts: {"input_ids": tokenizer(list(prompts))}
+
+
+def clip(folder: Path, length: int = 77) -> Tokenize:
+    """The CLIP tokenizer in a transformers folder: ids and mask, padded to the longest prompt, cut to `length`."""
+    from transformers import CLIPTokenizer
+
+    return _huggingface(CLIPTokenizer, folder, length, "longest")
+
+
+def bert(folder: Path, length: int) -> Tokenize:
+    """The uncased BERT tokenizer in a transformers folder: ids and mask, padded and cut to `length`."""
+    from transformers import BertTokenizer
+
+    return _huggingface(BertTokenizer, folder, length, "max_length")
+
+
+def _huggingface(kind: type, folder: Path, length: int, padding: str) -> Tokenize:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, or a vocabulary)")
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}: {kind.__name__} cannot load it ({' '.join(str(error).split())[:200]})") from None
+
+    def tokenize(prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        found = tokenizer(
+            list(prompts), padding=padding, truncation=True, max_length=length, return_tensors="pt",
+            split_special_tokens=True,
+        )  # fmt: skip
+        return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+    return tokenize

@@ -1,0 +1,126 @@
+"""Laws of every public judge, on tiny checkpoints in the published layouts: a score is of one image and one prompt."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_scorers
+import torch
+import worlds
+
+from diffalign import folders, scorers, scoring
+from diffalign.records import InputError
+from diffalign.scorers import Scorer
+
+# judged without weights of their own, or tested elsewhere
+ELSEWHERE = {"gold", "gold_right", "shapes_clip", "clip", "judge"}
+BLIND = {"aesthetic", "aesthetic_v2.5", "hp"}
+NAMES = sorted(set(scorers.NAMES) - ELSEWHERE)
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny_scorers.all_places(tmp_path_factory.mktemp("scorers"))
+
+
+@pytest.fixture(scope="module")
+def loaded(places: dict[str, str]) -> dict[str, Scorer]:
+    return {name: scorers.load(place) for name, place in places.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[PIL.Image.Image]:
+    place, sizes = tmp_path_factory.mktemp("pictures"), [(40, 40), (33, 50), (61, 24), (16, 17), (1, 9), (40, 40)]
+    for n, size in enumerate(sizes):
+        (place / f"{n}.png").write_bytes(worlds.png(n % 5, size))
+    return [PIL.Image.open(place / f"{n}.png").convert("RGB") for n in range(len(sizes))]
+
+
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def test_every_name_is_under_the_laws(places: dict[str, str]) -> None:
+    assert sorted(places) == NAMES
+
+
+@every
+def test_a_score_does_not_depend_on_its_batch(
+    name: str, loaded: dict[str, Scorer], pictures: list[PIL.Image.Image]
+) -> None:
+    judge, texts = loaded[name], tiny_scorers.TEXTS
+    whole = judge(pictures, texts)
+    close = {"rtol": TOLERANCE, "atol": TOLERANCE}
+    assert np.isfinite(whole).all()
+    assert np.ptp(whole) > 1e-3
+    singles = [judge([p], [t])[0] for p, t in zip(pictures, texts, strict=True)]
+    np.testing.assert_allclose(singles, whole, **close)
+    np.testing.assert_allclose(judge(pictures[::-1], texts[::-1])[::-1], whole, **close)
+    np.testing.assert_allclose(judge(pictures * 2, texts * 2), np.tile(whole, 2), **close)
+    assert whole[0] == pytest.approx(whole[5], rel=1e-6), "one image under one prompt, twice in a batch"
+
+
+@every
+def test_prompts_go_with_their_images(name: str, loaded: dict[str, Scorer], pictures: list[PIL.Image.Image]) -> None:
+    judge, texts, order = loaded[name], tiny_scorers.TEXTS[:5], [3, 0, 4, 1, 2]
+    table = np.array([judge(pictures[:5], [t] * 5) for t in texts])
+    mixed = judge(pictures[:5], [texts[i] for i in order])
+    np.testing.assert_allclose(mixed, table[order, range(5)], rtol=TOLERANCE, atol=TOLERANCE)
+    assert (np.ptp(table, axis=0).max() == 0) == (name in BLIND)
+    assert np.ptp(table, axis=1).max() > 0
+
+
+@pytest.mark.parametrize("name", sorted({"hpsv2", *NAMES} - {"hpsv2_aliased", "hpsv2.1", "hpsv2.1_aliased"}))
+def test_weights_from_disk_give_the_same_bits(
+    name: str, places: dict[str, str], loaded: dict[str, Scorer], pictures: list[PIL.Image.Image]
+) -> None:
+    again = scorers.load(places[name])
+    assert again.revision == loaded[name].revision
+    assert (again(pictures, tiny_scorers.TEXTS) == loaded[name](pictures, tiny_scorers.TEXTS)).all()
+
+
+@every
+def test_transparent_and_palette_pictures(name: str, loaded: dict[str, Scorer]) -> None:
+    plain = PIL.Image.new("RGB", (30, 20), "white")
+    clear = PIL.Image.new("RGBA", (30, 20), (255, 0, 0, 0))
+    same = [plain, clear, plain.convert("P"), plain.convert("L"), plain.convert("CMYK"), plain.convert("1")]
+    values = loaded[name](same, ["a red circle"] * len(same))
+    np.testing.assert_allclose(values, values[0], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@every
+def test_probability_is_by_the_models_own_temperature(name: str, loaded: dict[str, Scorer]) -> None:
+    judge, a, b = loaded[name], np.array([0.0, 0.2, 500.0]), np.array([0.0, 0.1, -500.0])
+    if judge.scale is None:
+        with pytest.raises(InputError, match="states no temperature"):
+            judge.probability(a, b)
+        return
+    found = judge.probability(a, b)
+    scale = {"pickscore": 1.0, "imagereward": 1.0333394966054072, "clipscore_original": np.exp(4.0) / 2.5}
+    wanted = 1 / (1 + np.exp(-scale.get(name, np.exp(4.0)) * 0.1))
+    np.testing.assert_allclose(found, [0.5, wanted, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(judge.probability(b, a), 1 - found, rtol=1e-6, atol=1e-12)
+
+
+@every
+def test_no_weight_is_trained(name: str, loaded: dict[str, Scorer]) -> None:
+    def modules(value: object) -> list[torch.nn.Module]:
+        if isinstance(value, torch.nn.Module):
+            return [value]
+        inner = vars(value).values() if type(value).__module__.startswith("diffalign.") else ()
+        return [m for v in inner for m in modules(v)]
+
+    found = modules(loaded[name].function)
+    assert found
+    assert not any(p.requires_grad for m in found for p in m.parameters())
+    assert not any(m.training for m in found)
+
+
+def test_the_score_stage_takes_them_all(tmp_path: Path, places: dict[str, str]) -> None:
+    worlds.images(tmp_path / "images", per_prompt=1)
+    names = tuple(places[n] for n in ("pickscore", "imagereward", "aesthetic", "hpsv2.1"))
+    said = scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores")
+    assert re.search(r"6 images scored by pickscore \(mean .*imagereward.*aesthetic.*hpsv2\.1", said)
+    assert all(s.value is not None for s in folders.records(tmp_path / "scores", "scores"))

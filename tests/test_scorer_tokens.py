@@ -1,0 +1,76 @@
+"""Prompts -> ids, against the tokenizers that the judges' authors used; and no prompt can end itself."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import tiny_scorers
+from tiny_scorers import INJECTIONS, TEXTS
+
+from diffalign.records import InputError
+from diffalign.scorers import tokens
+
+START, END = 49406, 49407
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tokens")
+    tiny_scorers.clip_tokenizer().save_pretrained(place / "clip")
+    tiny_scorers.bert_folder(place / "bert")
+    return place
+
+
+def test_openais_tokenizer_is_open_clips() -> None:
+    found = tokens.openai()(TEXTS)["input_ids"]
+    assert (found == open_clip.tokenize(TEXTS)).all()
+    assert found.shape == (len(TEXTS), 77)
+    assert found[2].tolist()[:3] == [START, END, 0]
+    assert found[4, -1] == END, "a long prompt keeps its end"
+
+
+def test_clip_folders_tokenizer_is_transformers(folder: Path) -> None:
+    found = tokens.clip(folder / "clip")(TEXTS)
+    wanted = tiny_scorers.clip_tokenizer()(TEXTS, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    assert (found["input_ids"] == wanted["input_ids"]).all()
+    assert (found["attention_mask"] == wanted["attention_mask"]).all()
+    assert found["input_ids"][2].tolist()[:2] == [START, END]
+    assert found["input_ids"][4, -1] == END
+
+
+def test_tokenizers_are_not_interchangeable(folder: Path) -> None:
+    ours, theirs = tokens.openai(), tokens.clip(folder / "clip")
+
+    def same(text: str) -> bool:
+        a, b = ours([text])["input_ids"][0].tolist(), theirs([text])["input_ids"][0].tolist()
+        return a[: a.index(END) + 1] == b[: b.index(END) + 1]
+
+    assert all(same(t) for t in ("a red circle", "Two  Cats, 3 dogs!", "😀 猫", "ein großes Haus", ""))
+    assert not any(same(t) for t in ("the cat’s", "“blue”", "fish &amp; chips", "ﬁsh", "ｆｕｌｌ"))
+
+
+def test_a_prompt_is_text_and_never_a_special_token(folder: Path) -> None:
+    for tokenize in (tokens.openai(), tokens.clip(folder / "clip")):
+        for ids in tokenize(INJECTIONS)["input_ids"].tolist():
+            assert ids.count(START) == 1
+            first = ids.index(END)
+            assert set(ids[first:]) <= {0, END}
+            assert first > 4, "what stands after the words that look special is still there"
+    for ids in tokens.bert(folder / "bert", 35)(INJECTIONS)["input_ids"].tolist():
+        assert (ids.count(2), ids.count(3)) == (1, 1)
+
+
+def test_bert_is_padded_and_cut(folder: Path) -> None:
+    found = tokens.bert(folder / "bert", 35)(["A red Circle", "word " * 500, ""])
+    assert found["input_ids"].shape == (3, 35)
+    assert found["input_ids"][0].tolist()[:6] == [2, 5, 6, 7, 3, 0]
+    assert found["attention_mask"].sum(-1).tolist() == [5, 35, 2]
+    assert found["input_ids"][1, -1] == 3
+
+
+def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        tokens.clip(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="cannot load it"):
+        tokens.clip(tmp_path)

@@ -18,7 +18,7 @@ from shapes_export import export, export_proxy
 from shapes_figures import figures, tune
 
 Stage = Literal["vae", "decoder", "clip", "sdxl", "sd3", "tune", "export", "figures", "all"]
-STEPS = {"vae": 3400, "decoder": 1000, "clip": 1000, "sdxl": 3600, "sd3": 4000}
+STEPS = {"vae": 3400, "decoder": 1000, "clip": 1000, "sdxl": 3600, "sd3": 3000}
 
 
 def build(

@@ -37,6 +37,7 @@ class Recipe:
     parts: tuple[str, ...]
     loss: Callable[[object, Tensor, Tensor, Tensor], Tensor]
     rate: float
+    inherits: str = ""
 
 
 def sdxl(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
@@ -147,7 +148,7 @@ def sd3_loss(pipe: StableDiffusion3Pipeline, latents: Tensor, numbers: Tensor, d
 
 RECIPES = {
     "sdxl": Recipe("sdxl", sdxl, ("unet", "text_encoder", "text_encoder_2"), sdxl_loss, 1.5e-3),
-    "sd3": Recipe("sd3", sd3, ("transformer", "text_encoder", "text_encoder_2"), sd3_loss, 1e-3),
+    "sd3": Recipe("sd3", sd3, ("transformer", "text_encoder", "text_encoder_2"), sd3_loss, 1e-3, inherits="sdxl"),
 }
 
 
@@ -167,11 +168,21 @@ def latents_of(work: Path) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
+def inherit(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
+    """Begin with the text encoders of a trained SDXL pipeline; the first one's projection, new here, stays random."""
+    first = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+    pipe.text_encoder.text_model.load_state_dict(first.state_dict())
+    pipe.text_encoder_2.load_state_dict(second.state_dict())
+
+
 def train_generator(recipe: Recipe, work: Path, steps: int) -> None:
     """Train a generator on the bank's latents and write its pipeline, in float32, to the work folder."""
     torch.manual_seed(0)
     latents = latents_of(work)
     pipe = recipe.pipeline(AutoencoderKL.from_pretrained(work / "vae-latents"))
+    if recipe.inherits:
+        inherit(pipe, work / recipe.inherits / "pipeline")
     learner = nn.ModuleDict({name: getattr(pipe, name) for name in recipe.parts}).train()
 
     def loss(step: int, rng: np.random.Generator) -> Tensor:

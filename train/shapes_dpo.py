@@ -1,7 +1,8 @@
 """Diffusion-DPO on the embedded world's UNet: LoRA, pairs judged by the CLIP proxy.
 
 Hardware: two CPU cores, no GPU. The values are tuned on the dev prompts.
-Source: Diffusion-DPO, arXiv 2311.12908; beta 2000 is the paper's for SD1.5.
+Paper: Diffusion-DPO, arXiv 2311.12908.
+beta: 2000, the paper's for SD1.5 (5000 in its code), in the convention used everywhere here (half, mean).
 """
 
 from diffalign.objectives import DPO

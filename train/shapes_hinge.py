@@ -1,0 +1,22 @@
+"""Hinge loss on the embedded world: LoRA.
+
+Paper: SLiC, arXiv 2305.10425, on the implicit reward.
+beta: 2000, the convention used everywhere here (half, mean); diffusers' SD1.5 script would call it 1000.
+Every other value is chosen for the embedded world and shared by all methods there; scripts/learns.py measures it.
+Hardware: two CPU cores, less than a minute.
+"""
+
+from diffalign.objectives import Hinge
+from diffalign.run import AdamW, LoRA, Run
+
+run = Run(
+    model="shapes/sdxl",
+    objective=Hinge(beta=2000.0),
+    policy=LoRA(rank=16, alpha=16.0),
+    resolution=64,
+    steps=40,
+    batch=16,
+    optimizer=AdamW(lr=1e-3),
+    log_every=5,
+    save_every=40,
+)

@@ -49,6 +49,8 @@ def _starts(run: Run) -> dict[str, str]:
     places = [run.policy.start] if isinstance(run.policy, LoRA) else []
     places += [kind.path for kind in (run.reference, run.old) if isinstance(kind, Frozen)]
     found = {}
+    if run.init_lora:
+        found[run.init_lora] = weights.fingerprint(weights.adapter_file(Path(run.init_lora)))
     for place in filter(None, places):
         there = Path(place)
         found[place] = weights.fingerprint(weights.adapter_file(there) if isinstance(run.policy, LoRA) else there)

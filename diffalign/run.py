@@ -175,6 +175,8 @@ class Run:
         model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with `config`).
         objective: How to align.
         config: Folder in diffusers' layout that says what a single file is.
+        init_lora: Adapter (file, or folder of a run) that is put into the base's weights first, so that policy and
+            reference both have it: that of supervised fine-tuning, say. The policy is exported together with it.
         policy: What is trained: LoRA or Full.
         reference: What the policy is compared with: Frozen, HardCopy or EMA. Not made for objectives without reference.
         old: The previous policy, for objectives that compare with one too (NFT, DGPO, CRD): Frozen, HardCopy or EMA.
@@ -204,6 +206,7 @@ class Run:
     model: str
     objective: Objective
     config: str = ""
+    init_lora: str = ""
     policy: Adaptation = field(default_factory=LoRA)
     reference: Reference = field(default_factory=Frozen)
     old: Reference = field(default_factory=Frozen)

@@ -57,7 +57,9 @@ class Trainer:
         inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
         reference = None if run.objective.reference_free and not inverts else run.reference
         old = run.old if run.objective.needs_old else None
-        self.policy = Policy(self.backbone, run.policy, run.seed, reference=reference, old=old)
+        self.policy = Policy(
+            self.backbone, run.policy, run.seed, reference=reference, old=old, init_lora=run.init_lora
+        )
         self.denoiser = self.policy.denoiser
         if self.world > 1:
             self.denoiser = self.accelerator.prepare_model(self.denoiser)

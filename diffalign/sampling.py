@@ -60,6 +60,8 @@ def read_prompts(path: Path) -> list[Prompt]:
                 raise InputError(f'{path}, line {number}: expected {{"text": "…"}}, optionally with "id"') from None
         if not text:
             raise InputError(f"{path}, line {number}, field text: is empty")
+        if not isinstance(name, str | None):
+            raise InputError(f"{path}, line {number}, field id: {name!r}, expected a text")
         key = name or prompt_id(text)
         known = found.get(key)
         if known and known.text != text:

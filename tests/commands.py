@@ -1,0 +1,83 @@
+"""The command line in processes that can be interrupted, killed and confined, without importing torch each time.
+
+A server process imports everything once and forks; what runs in a fork is `diffalign.cli.main` and nothing else.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["warm"])
+# the server looks for `warm` where Python looks, not where pytest does
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit status (negative: the signal that killed it), and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Command:
+    """`diffalign WORDS` at work in the folder `cwd`; `largest` limits the size of any file that it writes, in bytes."""
+
+    def __init__(self, *words: object, cwd: Path, largest: int | None = None) -> None:
+        self._said = (cwd / ".out", cwd / ".err")
+        arguments = ([str(w) for w in words], cwd, *self._said, largest)
+        self._process = _CONTEXT.Process(target=_main, args=arguments)
+        self._process.start()
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> "Command":
+        """Wait for something that the command does; fail where it ends before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self._process.is_alive(), f"ended before it came so far: {self.ended()}"
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.0005)
+        return self
+
+    def signal(self, number: signal.Signals) -> "Command":
+        """Send a signal."""
+        os.kill(self._process.pid, number)
+        return self
+
+    def ended(self) -> Ended:
+        """Wait for the end."""
+        self._process.join(120)
+        assert self._process.exitcode is not None, "does not end"
+        return Ended(self._process.exitcode, *(p.read_text() if p.exists() else "" for p in self._said))
+
+
+def run(*words: object, cwd: Path, largest: int | None = None) -> Ended:
+    """`diffalign WORDS` in the folder `cwd`, to its end."""
+    return Command(*words, cwd=cwd, largest=largest).ended()
+
+
+def _main(words: list[str], cwd: Path, out: Path, err: Path, largest: int | None) -> None:
+    os.chdir(cwd)
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+    if largest is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    sys.argv = ["diffalign", *words]
+    from diffalign.cli import main
+
+    main()
+
+
+def contents(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Relative path -> bytes of all files below a folder, those left out whose path has a part in `without`."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    named = {p.relative_to(folder): p for p in files}
+    return {n.as_posix(): p.read_bytes() for n, p in named.items() if not set(n.parts) & set(without)}

@@ -1,0 +1,286 @@
+"""Sampling: a picture is a function of its names; what is drawn is not drawn again; a mistake is one line."""
+
+import io
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from commands import Command, contents, run
+
+from diffalign import backbones, folders, sampling
+from diffalign.records import InputError, Prompt, prompt_id
+from diffalign.sampling import Artist, Sampler, read_prompts, sample, to_png
+
+TEXTS = ["a red circle", "the blue square", "large green", "a small red square", "photo of the circle"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return path
+
+
+def draw(model: Path, prompts: Path, out: Path, **changes: object) -> str:
+    options = {"model": str(model), "prompts": prompts, "out": out, "batch": 2, "steps": 2, "per_prompt": 2, "seed": 3}
+    return sample(**{**options, **changes})
+
+
+def pictures(folder: Path) -> dict[tuple[str, int], bytes]:
+    rows = folders.read(folder, "images").to_pylist()
+    return {(row["prompt_id"], row["index"]): row["image"]["bytes"] for row in rows}
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(data))).astype(int)
+
+
+# --- what is drawn
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_a_picture_depends_on_its_names_alone(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, family: str
+) -> None:
+    """Not on the batch, the order of the prompts, or what else is drawn (beyond rounding, one level of 255)."""
+    draw(models[family], prompts, tmp_path / "a")
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(["with another one", *reversed(TEXTS[1:])]))
+    draw(models[family], other, tmp_path / "b", batch=5, per_prompt=1)
+    first, second = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    shared = first.keys() & second.keys()
+    assert len(shared) == 4
+    for key in shared:
+        assert np.abs(pixels(first[key]) - pixels(second[key])).max() <= 1
+    assert len(set(first.values())) == len(first) == 10, "every index and prompt has its own noise"
+
+
+def test_seed_adapter_and_sampler_are_names_too(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    ids = set()
+    for n, changes in enumerate([{}, {"seed": 4}, {"steps": 3}, {"guidance": 2.0}, {"height": 48}]):
+        draw(models["sdxl"], prompts, tmp_path / str(n), per_prompt=1, **changes)
+        ids |= {row["id"] for row in folders.read(tmp_path / str(n), "images", ["id"]).to_pylist()}
+    assert len(ids) == 5 * len(TEXTS)
+    assert folders.read(tmp_path / "4", "images", ["height", "width"]).to_pylist()[0] == {"height": 48, "width": 32}
+
+
+def test_rows_say_where_a_picture_comes_from(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    said = draw(models["sdxl"], prompts, tmp_path / "out")
+    out = tmp_path / "out"
+    assert said == f"{out}: 10 images of 5 prompts; next: diffalign score {out} --scorer … --out …"
+    rows = folders.records(tmp_path / "out", "images")
+    assert [(r.index, r.prompt_id) for r in rows] == [(i, prompt_id(t)) for i in range(2) for t in TEXTS]
+    for row in rows:
+        assert (row.seed, row.sampler, row.adapter) == (3, "2 steps, guidance 5, 32x32", None)
+        picture = pixels(row.image["bytes"])
+        assert picture.shape == (row.height, row.width, 3) == (32, 32, 3)
+    assert [p.text for p in folders.records(tmp_path / "out", "prompts")] == TEXTS
+
+
+def test_the_same_prompt_id_with_another_text_is_another_image(models: dict[str, Path], tmp_path: Path) -> None:
+    ids = []
+    for n, text in enumerate(TEXTS[:2]):
+        (tmp_path / f"{n}.jsonl").write_text(json.dumps({"id": "mine", "text": text}))
+        draw(models["sdxl"], tmp_path / f"{n}.jsonl", tmp_path / str(n), per_prompt=1)
+        ids += folders.read(tmp_path / str(n), "images", ["id"])["id"].to_pylist()
+    assert len(set(ids)) == 2
+
+
+def test_drawing_in_python_is_drawing_by_command(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    draw(models["sdxl"], prompts, tmp_path / "out", batch=10)
+    artist = Artist(backbones.load(str(models["sdxl"])), Sampler(2, 5.0, 32, 32), seed=3)
+    artist.encode([Prompt(prompt_id(t), t) for t in TEXTS])
+    found = artist.draw([(prompt_id(t), i) for i in range(2) for t in TEXTS])
+    assert [to_png(picture) for picture in found] == list(pictures(tmp_path / "out").values())
+
+
+# --- going on
+
+
+def no_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was asked")
+
+    monkeypatch.setattr(sampling.backbones, "load", refuse)
+
+
+def test_a_finished_folder_is_not_drawn_again(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = draw(models["sdxl"], prompts, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    no_forward(monkeypatch)
+    assert draw(models["sdxl"], prompts, tmp_path / "out") == said
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated", "foreign"])
+def test_only_what_is_missing_is_drawn_and_ends_in_the_same_bytes(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(models["sdxl"], prompts, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    victim = folders.part(tmp_path / "out", "images", 2)
+    if damage == "gone":
+        victim.unlink()
+    elif damage == "truncated":
+        victim.write_bytes(victim.read_bytes()[:-20])
+    else:
+        victim.write_bytes(folders.part(tmp_path / "out", "images", 1).read_bytes())
+    drawn: list[int] = []
+    original = Artist.draw
+    monkeypatch.setattr(
+        Artist, "draw", lambda self, work, *rest: drawn.append(len(work)) or original(self, work, *rest)
+    )
+    draw(models["sdxl"], prompts, tmp_path / "out")
+    assert drawn == [2]
+    assert contents(tmp_path / "out") == before
+
+
+def test_more_per_prompt_extends_and_keeps_every_byte(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    draw(models["sdxl"], prompts, tmp_path / "grown", per_prompt=1)
+    before = pictures(tmp_path / "grown")
+    fingerprint = folders.load(tmp_path / "grown").fingerprint
+    draw(models["sdxl"], prompts, tmp_path / "grown", per_prompt=3)
+    draw(models["sdxl"], prompts, tmp_path / "whole", per_prompt=3)
+    grown, whole = pictures(tmp_path / "grown"), pictures(tmp_path / "whole")
+    assert {key: grown[key] for key in before} == before
+    assert {k: v for k, v in grown.items() if k not in before} == {k: v for k, v in whole.items() if k not in before}
+    assert folders.load(tmp_path / "grown").fingerprint == fingerprint, "scores of it stay scores of it"
+    with pytest.raises(InputError, match="was made with per_prompt = 3, not 2; choose another --out or the old value"):
+        draw(models["sdxl"], prompts, tmp_path / "grown", per_prompt=2)
+
+
+def test_other_changes_are_refused_by_name(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    draw(models["sdxl"], prompts, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    other = tmp_path / "other.txt"
+    other.write_text("green")
+    changes = {"seed": {"seed": 4}, "batch": {"batch": 3}, "sampler": {"steps": 3}, "prompts": {"prompts": other}}
+    for name, change in changes.items():
+        with pytest.raises(InputError, match=rf"was made with {name} = .*; choose another --out or the old value"):
+            draw(models["sdxl"], change.pop("prompts", prompts), tmp_path / "out", **change)
+    with pytest.raises(InputError, match="was made with model = "):
+        draw(models["sd3"], prompts, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+# --- mistakes
+
+
+def message(**changes: object) -> str:
+    with pytest.raises(InputError) as caught:
+        draw(**changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_model_that_cannot_be_loaded_claims_no_folder(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(models["sdxl"], tmp_path / "broken"))
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    out = tmp_path / "out"
+    assert str(broken) in message(model=broken, prompts=prompts, out=out)
+    assert not out.exists()
+    assert "no such model" in message(model=tmp_path / "nowhere", prompts=prompts, out=out)
+    assert "multiples of 4" in message(model=models["sdxl"], prompts=prompts, out=out, height=33)
+    assert "steps = 0" in message(model=models["sdxl"], prompts=prompts, out=out, steps=0)
+    assert "no such adapter file" in message(model=models["sdxl"], prompts=prompts, out=out, lora=tmp_path / "nowhere")
+    (tmp_path / "lora.bin").write_bytes(b"")
+    assert "pickled" in message(model=models["sdxl"], prompts=prompts, out=out, lora=tmp_path / "lora.bin")
+    assert not out.exists()
+
+
+def test_prompt_files_that_are_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+
+    def refused(data: bytes | None, suffix: str = ".txt") -> str:
+        file = path.with_suffix(suffix)
+        if data is not None:
+            file.write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            read_prompts(file)
+        assert str(caught.value).startswith(str(file))
+        return str(caught.value).removeprefix(str(file))
+
+    assert refused(None) == ": no such prompt file"
+    assert refused(b"") == ": holds no prompt"
+    assert refused(b"\n  \n") == ": holds no prompt"
+    assert refused("a\nb\nüx".encode("latin-1")) == ", line 3: is not UTF-8 (byte 4)"
+    assert refused(b'{"text": "a", "id": "1"}\n{"text": "b", "id": "1"}', ".jsonl") == (
+        ", line 2, field id: '1' already stands for 'a'"
+    )
+    expected = ': expected {"text": "…"}, optionally with "id"'
+    for line in (b'{"prompt": "a"}', b"a red circle", b'"text"', b'{"text": 3}', b"[]"):
+        assert refused(b'{"text": "a"}\n' + line, ".jsonl") == ", line 2" + expected
+    assert refused(b'{"text": " "}', ".jsonl") == ", line 1, field text: is empty"
+    assert refused(b'{"text": "a", "id": 3}', ".jsonl") == ", line 1, field id: 3, expected a text"
+
+
+def test_prompt_files_that_are_right(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa red circle\n\n  der Kreis  \na red circle\n".encode())
+    assert read_prompts(path) == [
+        Prompt(prompt_id("a red circle"), "a red circle", 2),
+        Prompt(prompt_id("der Kreis"), "der Kreis", 1),
+    ]
+    (tmp_path / "p.jsonl").write_text('{"text": "a", "id": "x"}\n{"text": "b"}\n{"text": "a", "id": "x"}\n')
+    assert read_prompts(tmp_path / "p.jsonl") == [Prompt("x", "a", 2), Prompt(prompt_id("b"), "b", 1)]
+
+
+# --- interruptions, in processes
+
+
+def words(models: dict[str, Path], out: str, family: str = "sdxl") -> list[object]:
+    return [
+        *("sample", "--model", models[family], "--prompts", "prompts.txt", "--out", out, "--steps", 2),
+        *("--batch", 3, "--per-prompt", 6),
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    found = {}
+    for family in ("sdxl", "sd3"):
+        cwd = tmp_path_factory.mktemp("whole")
+        (cwd / "prompts.txt").write_text("\n".join(TEXTS) + "\n")
+        ended = run(*words(models, "out", family), cwd=cwd)
+        assert (ended.status, ended.err) == (0, "")
+        found[family] = contents(cwd / "out")
+    return found
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_interrupted_ends_in_the_same_bytes(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, family: str, number: signal.Signals, uninterrupted: dict
+) -> None:
+    for part in (1, 4):
+        file = folders.part(tmp_path / "out", "images", part)
+        ended = Command(*words(models, "out", family), cwd=tmp_path).until(file.exists).signal(number).ended()
+        if number == signal.SIGINT:
+            assert (ended.status, ended.err) == (130, "diffalign: interrupted; the same command goes on\n")
+        else:
+            assert ended.status == -signal.SIGKILL
+        assert file.exists()
+        assert len(list((tmp_path / "out" / "images").glob("part-*"))) < 10
+    ended = run(*words(models, "out", family), cwd=tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith("out: 30 images of 5 prompts; next: diffalign score out")
+    assert contents(tmp_path / "out") == uninterrupted[family]
+
+
+def test_no_room_is_one_line_and_the_command_goes_on(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, uninterrupted: dict
+) -> None:
+    ended = run(*words(models, "out"), cwd=tmp_path, largest=2000)
+    assert ended.status == 2
+    assert ended.err.startswith("diffalign: ")
+    assert ended.err.endswith("File too large; free some room and run the same command again\n")
+    assert ended.err.count("\n") == 1
+    assert not [p for p in (tmp_path / "out").rglob("*") if ".tmp" in p.name], "nothing half-written"
+    assert run(*words(models, "out"), cwd=tmp_path).status == 0
+    assert contents(tmp_path / "out") == uninterrupted["sdxl"]

@@ -106,7 +106,8 @@ def _source(
     known: dict[str, Picture | str] = {}
     number = -1
     for file in files:
-        cells, split = file.cells(reader.columns(file.columns)[1]), split_of(file.path, root)
+        cells = file.cells(reader.columns(file.columns)[1])
+        split = split_of(file.path, root if root.is_dir() else root.parent)
         for entry in readers.read(reader, file):
             number += 1
             if isinstance(entry, RowError):

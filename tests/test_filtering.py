@@ -1,0 +1,236 @@
+"""Filters keep what they say, count what they drop, and conversions obey their laws."""
+
+import json
+import math
+from pathlib import Path
+
+import fixtures_sets as sets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffalign import conversions, dataset, fifa, folders, selecting
+from diffalign.filtering import filter as keep
+from diffalign.importing import import_
+from diffalign.records import InputError, Judgement, Score, group_id, prompt_id
+from diffalign.records import pair as pair_record
+
+PROMPT = prompt_id("a fox")
+NAMES = st.lists(st.text("abcdef", min_size=1, max_size=3), min_size=2, max_size=5, unique=True)
+
+
+def pair(first: str, second: str, p: float, **known: object) -> Judgement:
+    return pair_record(PROMPT, first, second, p, source="test", status="tie" if p == 0.5 else "decided", **known)
+
+
+def ranking(scores: dict[str, float]) -> Judgement:
+    images = tuple(scores)
+    group = group_id(PROMPT, images)
+    return Judgement("r", group, "ranking", images, scores=tuple(scores.values()), source="test")
+
+
+@given(st.integers(0, 1024), st.integers(-9, 9))
+def test_swapping_twice_is_the_identity(p: int, gap: int) -> None:
+    row = pair("a", "b", p / 1024, score_gap=float(gap))
+    assert conversions.swap(conversions.swap(row)) == row
+    assert conversions.swap(row).images == ("b", "a")
+    assert conversions.swap(row).p == 1 - row.p
+    assert conversions.swap(row).group == row.group
+
+
+@given(NAMES, st.data())
+def test_lists_give_pairs_of_different_images_in_the_right_order(names: list[str], data: st.DataObject) -> None:
+    scores = {n: float(data.draw(st.integers(0, 3))) for n in names}
+    for lists in ("all", "adjacent", "best_vs_rest", "best_vs_worst"):
+        pairs = conversions.to_pairs(ranking(scores), PROMPT, lists)
+        backwards = conversions.to_pairs(ranking(dict(reversed(scores.items()))), PROMPT, lists)
+        assert [(p.images, p.p) for p in pairs] == [(p.images, p.p) for p in backwards]
+        k = len(names)
+        assert len(pairs) == {"all": k * (k - 1) // 2, "adjacent": k - 1, "best_vs_rest": k - 1}.get(lists, 1)
+        for p in pairs:
+            better, worse = p.images
+            assert better != worse
+            assert scores[better] - scores[worse] == p.score_gap >= 0
+            assert p.p == (1.0 if p.score_gap else 0.5)
+            assert p.status == ("decided" if p.score_gap else "tie")
+
+
+def test_pairs_taken_apart() -> None:
+    apart = conversions.to_unpaired(pair("a", "b", 0.75), PROMPT)
+    assert [(r.images, r.p, r.kind) for r in apart] == [(("a",), 0.75, "unpaired"), (("b",), 0.25, "unpaired")]
+    assert len({r.group for r in apart}) == 2
+    good = pair_record(PROMPT, "a", "b", 0.5, source="t", status="both_good")
+    assert [r.p for r in conversions.to_unpaired(good, PROMPT)] == [1.0, 1.0]
+
+
+def test_scores_become_probabilities() -> None:
+    assert conversions.probability(1.0, 1.0, 0.1) == 0.5
+    assert conversions.probability(2.0, 1.0, 0.5) == pytest.approx(1 / (1 + math.exp(-2)))
+    assert conversions.probability(-1e9, 1e9, 1e-3) == 0.0
+    assert conversions.probability(3.0, 1.0, 2.0) + conversions.probability(1.0, 3.0, 2.0) == pytest.approx(1.0)
+    with pytest.raises(InputError, match="temperature = 0"):
+        conversions.probability(1.0, 0.0, 0)
+
+
+def test_pareto_and_mean_of_dimensions() -> None:
+    rows = [pair("a", "b", 0.75, dimension="x"), pair("a", "b", 0.5, dimension="y")]
+    against = [*rows, pair("a", "b", 0.25, dimension="z")]
+    assert [r.p for r in conversions.in_dimension(rows, "pareto")] == [1.0]
+    assert [(r.p, r.status) for r in conversions.in_dimension(against, "pareto")] == [(0.5, "tie")]
+    assert [r.p for r in conversions.in_dimension(against, "mean")] == [0.5]
+    assert conversions.in_dimension(against, "mean") == conversions.in_dimension(against[::-1], "mean")
+    assert [r.p for r in conversions.in_dimension(against, "z")] == [0.25]
+    assert conversions.in_dimension(against, "all") == against
+
+
+def test_prompts_count_alike() -> None:
+    rows = [pair("a", "b", 1.0), pair("a", "c", 1.0), pair("d", "e", 1.0)]
+    prompts = {rows[0].group: "x", rows[1].group: "x", rows[2].group: "y"}
+    assert [r.weight for r in conversions.prompt_weights(rows, prompts)] == [0.5, 0.5, 1.0]
+
+
+def test_pairs_that_follow_and_circles() -> None:
+    rows = [pair("a", "b", 1.0), pair("c", "b", 0.0), pair("d", "a", 0.5)]
+    found, circular = conversions.transitive(rows, PROMPT)
+    assert circular == 0
+    assert [(r.images, r.p) for r in found[3:]] == [(("a", "c"), 1.0)]
+    shuffled, _ = conversions.transitive(rows[::-1], PROMPT)
+    assert {r.id for r in shuffled} == {r.id for r in found}
+    circle = [pair("a", "b", 1.0), pair("b", "c", 1.0), pair("c", "a", 1.0), pair("x", "y", 1.0)]
+    found, circular = conversions.transitive(circle, PROMPT)
+    assert (circular, [r.images for r in found]) == (3, [("x", "y")])
+
+
+def test_agreement_and_repetition() -> None:
+    votes = [pair("a", "b", 1.0, rater=str(n)) for n in range(3)] + [pair("b", "a", 1.0, rater="against")]
+    assert conversions.agreement(votes) == 0.75
+    assert len(selecting.agreed(votes, 0.75)) == 4
+    assert not selecting.agreed(votes, 0.8)
+    assert selecting.agreed([pair("a", "b", 0.7)], 0.7)
+    assert not selecting.agreed([pair("a", "b", 0.25)], 0.8)
+    assert not conversions.consistent(votes, 2)
+    assert conversions.consistent(votes[:3], 3)
+    assert len(selecting.unrepeated(votes)) == 2
+    assert len(selecting.unrepeated([pair("a", "b", 1.0), pair("b", "a", 0.0)])) == 1
+
+
+def test_fifa_chooses_wide_margins_and_far_prompts() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    plain = np.sqrt(((vectors[:, None] - vectors[None]) ** 2).sum(-1))
+    np.fill_diagonal(plain, np.inf)
+    np.testing.assert_allclose(fifa.neighbour_distance(vectors, 3), np.sort(plain, axis=1)[:, 2], rtol=1e-4)
+    values = rng.normal(size=60)
+    assert fifa.per_item(values, vectors, 10, 0.0).tolist() == np.argsort(-values)[:10].tolist()
+    assert fifa.greedy(values, vectors, 10, 0.0).tolist() == np.argsort(-values)[:10].tolist()
+    crowded = np.concatenate([np.zeros((5, 8)), np.eye(8)[:2]]).astype(np.float32)
+    assert set(fifa.greedy(np.zeros(7), crowded, 3, 1.0).tolist()) == {0, 5, 6}
+    assert set(fifa.per_item(np.zeros(7), crowded, 2, 1.0, k=1).tolist()) == {5, 6}
+    alike = fifa.embed(["a red fox", "A red  fox", "the history of banking"])
+    assert np.array_equal(alike[0], alike[1])
+    assert alike[0] @ alike[2] < 0.5
+
+
+def imported(place: Path) -> Path:
+    """Pairs of three prompts: five of one, of which one pair is judged twice, and a list."""
+    pictures = [sets.picture(n) for n in range(60, 72)]
+    rows = [("x", 0, 1, 1.0), ("x", 1, 2, 1.0), ("x", 0, 1, 1.0), ("x", 3, 4, 0.75), ("x", 2, 3, 0.0), ("y", 5, 6, 1.0)]
+    cells = [{"prompt": p, "image_0": pictures[a], "image_1": pictures[b], "p_first": q} for p, a, b, q in rows]
+    import_(sets.parquet(place / "a.parquet", cells), out=place / "in")
+    return place / "in"
+
+
+def scored(place: Path, data: Path) -> Path:
+    """Scores of all images by two scorers who agree but for the first image; gaps between neighbours differ."""
+    ids = list(folders.image_rows(data))
+    one = {name: float(n * n) for n, name in enumerate(reversed(ids))}
+    values = {"one": one, "two": one | {ids[0]: -5.0}}
+    rows = [Score(i, PROMPT, name, "1", "none", v) for name, found in values.items() for i, v in found.items()]
+    manifest = folders.Manifest("score", {"test": 1}, 1, (folders.parent(place / "scores", data),))
+    folders.begin(place / "scores", manifest)
+    folders.write_part(place / "scores", "scores", 0, rows)
+    return place / "scores"
+
+
+def left(out: Path) -> dict[str, int]:
+    counts = folders.load(out).counts
+    assert counts["kept"] + sum(counts["dropped"].values()) == counts["judgements"]
+    assert len(folders.records(out, "judgements")) == counts["kept"] + counts["added"]
+    assert dataset.Dataset(out).groups
+    return counts["dropped"]
+
+
+def test_filters_count_what_they_drop(tmp_path: Path) -> None:
+    data = imported(tmp_path)
+    line = keep(data, out=tmp_path / "a", repeated="drop")
+    assert left(tmp_path / "a") == {"repeated": 1}
+    assert "5 of 6 judgements kept; left out: 1 repeated" in line
+    assert keep(data, out=tmp_path / "a", repeated="drop") == line
+    keep(data, out=tmp_path / "b", per_prompt=2)
+    assert left(tmp_path / "b") == {"over the prompt's share": 3}
+    keep(data, out=tmp_path / "c", min_agreement=0.8)
+    assert left(tmp_path / "c") == {"raters disagree": 1}
+    keep(data, out=tmp_path / "d", transitive=True, repeated="drop")
+    assert folders.load(tmp_path / "d").counts["added"] == 1
+    keep(data, out=tmp_path / "e", weights="per_prompt")
+    assert sorted(r.weight for r in folders.records(tmp_path / "e", "judgements")) == [0.2] * 5 + [1.0]
+    keep(tmp_path / "a", out=tmp_path / "f", per_prompt=1)
+    assert left(tmp_path / "f") == {"over the prompt's share": 3}
+
+
+def test_gaps_and_judges_come_from_scores(tmp_path: Path) -> None:
+    data = imported(tmp_path)
+    scores = scored(tmp_path, data)
+    keep(data, out=tmp_path / "a", scores=scores, scorer="one", min_gap=6.0)
+    assert left(tmp_path / "a").keys() == {"gap below 6"}
+    assert all(abs(r.score_gap) >= 6 for r in folders.records(tmp_path / "a", "judgements"))
+    keep(data, out=tmp_path / "b", scores=scores, judges=2)
+    values = {n: {} for n in ("one", "two")}
+    for row in folders.records(scores, "scores"):
+        values[row.scorer][row.image_id] = row.value
+    wanted = {
+        r.id for r in folders.records(data, "judgements")
+        if all((v[r.images[0]] - v[r.images[1]]) * (r.p - 0.5) > 0 for v in values.values())
+    }  # fmt: skip
+    assert {r.id for r in folders.records(tmp_path / "b", "judgements")} == wanted
+    with pytest.raises(InputError, match="choose one with --scorer"):
+        keep(data, out=tmp_path / "c", scores=scores, min_gap=1.0)
+    with pytest.raises(InputError, match="judges = 3: the folder of --scores holds those of 2 scorers"):
+        keep(data, out=tmp_path / "c", scores=scores, judges=3)
+    with pytest.raises(InputError, match="field score_gap: is missing; name a folder with --scores"):
+        keep(data, out=tmp_path / "c", min_gap=1.0)
+    with pytest.raises(InputError, match="is for measuring only"):
+        keep(data, out=tmp_path / "c", scores=scores, scorer="gold", min_gap=1.0)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("selection", ["per_item", "greedy"])
+def test_fifa_keeps_the_number_asked_for(tmp_path: Path, selection: str) -> None:
+    data = imported(tmp_path)
+    scores = scored(tmp_path, data)
+    quality = tmp_path / "quality.csv"
+    quality.write_text("prompt,value\nx,1\ny,9\n", encoding="utf-8")
+    keep(data, out=tmp_path / "a", scores=scores, scorer="one", best=2, selection=selection, quality=quality, alpha=9.0)
+    assert left(tmp_path / "a") == {"not among the best": 4}
+    texts, rows = folders.texts(tmp_path / "a"), folders.image_rows(tmp_path / "a")
+    kept = folders.records(tmp_path / "a", "judgements")
+    assert "y" in {texts[rows[r.images[0]]["prompt_id"]] for r in kept}
+    quality.write_text("prompt,value\nx,1\ny,nan\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"quality.csv, line 3, field value: is 'nan'"):
+        keep(data, out=tmp_path / "b", scores=scores, scorer="one", best=2, quality=quality)
+
+
+def test_impossible_requests_are_refused(tmp_path: Path) -> None:
+    data = imported(tmp_path)
+    with pytest.raises(InputError, match="best = 0"):
+        keep(data, out=tmp_path / "a", best=0)
+    with pytest.raises(InputError, match=r"min_agreement = 2"):
+        keep(data, out=tmp_path / "a", min_agreement=2)
+    with pytest.raises(InputError, match="nothing is left"):
+        keep(data, out=tmp_path / "a", scores=scored(tmp_path, data), scorer="one", min_gap=99.0)
+    assert not (tmp_path / "a").exists()
+    keep(data, out=tmp_path / "a", repeated="drop")
+    with pytest.raises(InputError, match="was made with repeated = 'drop'"):
+        keep(data, out=tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "diffalign.json").read_text())["counts"]["kept"] == 5

@@ -47,7 +47,8 @@ def score(images: Path, /, *, scorer: tuple[str, ...], out: Path, batch: int = 3
 
     Args:
         images: Record folder of images, or a folder of images with metadata.csv (file_name, prompt).
-        scorer: Names of scorers: gold, gold_right, shapes_clip, clip=FOLDER, or file.py:function.
+        scorer: Names of scorers: say pickscore, hpsv2.1, imagereward, gold, clip=FOLDER, judge=QUESTION,URL,MODEL, or
+            file.py:function.
         out: Record folder to write.
         batch: Images per call of a scorer.
     """
@@ -70,7 +71,8 @@ def score(images: Path, /, *, scorer: tuple[str, ...], out: Path, batch: int = 3
     for n in track(todo, "score", len(todo)):
         pictures = [_decode(data) for _, (_, data) in zip(left[n], stored, strict=False)]
         folders.write_part(out, "scores", n, [*kept[n], *_rows(left[n], pictures, judges)])
-    return _finish(out, source.items, judges)
+    costs = [f"{j.name}: {j.account(j.function)}; " for j in judges if todo and j.account is not None]
+    return "".join(costs) + _finish(out, source.items, judges)
 
 
 def _judges(names: Sequence[str]) -> list[Scorer]:
@@ -161,12 +163,16 @@ def _values(
         return []
     try:
         given = judge.function(pictures, texts)
+    except scorers.Unavailable:
+        raise
     except _UNREADABLE as error:
         if len(pictures) == 1:
             return [(None, _reason(error))]
         return [v for p, t in zip(pictures, texts, strict=True) for v in _values(judge, [p], [t])]
     values = judge.checked(given, len(pictures)).tolist()
-    return [(v, None) if np.isfinite(v) else (None, f"the score is {v}") for v in values]
+    why = given.reasons if isinstance(given, scorers.Answers) else (None,) * len(values)
+    found = zip(values, why, strict=True)
+    return [(v, None) if np.isfinite(v) else (None, reason or f"the score is {v}") for v, reason in found]
 
 
 def _finish(out: Path, items: Sequence[_Item], judges: Sequence[Scorer]) -> str:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from diffalign.records import InputError, digest
-from diffalign.scorers.base import Score, Scorer
+from diffalign.scorers.base import Answers, Score, Scorer, Unavailable
 
-__all__ = ["MEASURES", "NAMES", "Score", "Scorer", "load"]
+__all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "load"]
 
 # name -> (module, function that takes the place after "=", or "", and gives a Scorer)
 NAMES = {
@@ -26,6 +26,7 @@ NAMES = {
     "hpsv2.1_aliased": ("diffalign.scorers.hps", "hpsv2_1_aliased"),
     "imagereward": ("diffalign.scorers.imagereward", "imagereward"),
     "aesthetic": ("diffalign.scorers.aesthetic", "aesthetic"),
+    "judge": ("diffalign.scorers.judge", "judge"),
 }
 # What only measures: no preference is ever made of these.
 MEASURES = ("gold", "gold_right")

@@ -13,6 +13,22 @@ from diffalign.records import InputError
 Score = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
 
 
+class Unavailable(InputError):
+    """The judge cannot be asked now: the command ends, and goes on where it was when it is run again."""
+
+
+@final
+@dataclass(frozen=True)
+class Answers:
+    """What a score function may give instead of an array: NaN where there is no score, and why."""
+
+    values: np.ndarray
+    reasons: tuple[str | None, ...]
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype)
+
+
 @final
 @dataclass(frozen=True)
 class Scorer:
@@ -25,6 +41,7 @@ class Scorer:
         open: Gives the function, loading weights; called at the first use, so that naming a scorer costs nothing.
         scale: Gives, from the loaded function, by what a difference of scores is multiplied to be log-odds; None where
             the judge's authors state no probability.
+        account: Says, of the loaded function, what its answers have cost; None where they cost nothing.
     """
 
     name: str
@@ -32,6 +49,7 @@ class Scorer:
     preprocessing: str
     open: Callable[[], Score]
     scale: Callable[[Score], float] | None = None
+    account: Callable[[Score], str] | None = None
 
     @cached_property
     def function(self) -> Score:

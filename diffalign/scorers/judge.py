@@ -1,0 +1,209 @@
+"""Any vision-language model behind an OpenAI-compatible server as a judge, of one image or of two."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL.Image import Image
+
+from diffalign.manifest import write_atomically
+from diffalign.records import InputError, digest
+from diffalign.scorers import answers, questions
+from diffalign.scorers.base import Answers, Scorer
+from diffalign.scorers.comparisons import Comparison, both
+from diffalign.scorers.questions import Question
+from diffalign.scorers.server import Reply, Server, picture
+
+# What changes an answer; the rest says only how the server is reached.
+_TRANSPORT = ("url", "key", "concurrency", "timeout", "retries", "prices", "store")
+
+
+def judge(place: str) -> Scorer:
+    """The judge "QUESTION,URL,MODEL": a shipped question or FILE.toml, a server up to "/v1", the model's name there.
+
+    URL and MODEL may stand in the file instead. Its scores are the question's numbers, in its range.
+    """
+    name, question = configured(place)
+    if question.form not in questions.ONE:
+        raise InputError(f"scorer judge: {name} compares two images (form {question.form}) and scores none")
+    plain = {k: v for k, v in dataclasses.asdict(question).items() if k not in _TRANSPORT}
+    revision = digest(json.dumps(plain, sort_keys=True, default=str))
+    return Scorer(f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account())
+
+
+def configured(place: str) -> tuple[str, Question]:
+    """(name, question) of "QUESTION,URL,MODEL"; raises InputError where no server or model is named anywhere."""
+    file, url, model = [*place.split(",", 2), "", ""][:3]
+    if not file:
+        raise InputError("scorer judge: needs a question, judge=QUESTION,URL,MODEL (say yes_no, scale_5, aspects)")
+    name, question = questions.read(file)
+    question = dataclasses.replace(question, url=url or question.url, model=model or question.model)
+    for what in ("url", "model"):
+        if not getattr(question, what):
+            raise InputError(f"scorer judge: {file} names no {what}; judge={file},URL,MODEL")
+    Server(question.url, question.key)
+    return name, question
+
+
+class Judge:
+    """A question and a server. Requests, tokens and unreadable answers are counted."""
+
+    def __init__(self, question: Question, pause: Callable[[float], None] | None = None) -> None:
+        self.question = question
+        q = question
+        self.server = Server(q.url, q.key, q.concurrency, q.timeout, q.retries)
+        if pause is not None:
+            self.server = dataclasses.replace(self.server, pause=pause)
+        self.requests = self.repeated = self.missing = self.prompt_tokens = self.completion_tokens = 0
+
+    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> Answers:
+        """Scores, (images,), NaN with a reason where the answer could not be read twice, or was refused."""
+        rubrics = self._rubrics(prompts) if self.question.form == "rubric" else {}
+        asked, reads, values = [], [], {}
+        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            rubric = rubrics.get(prompt, ())
+            if isinstance(rubric, answers.Unreadable):
+                values[i] = rubric
+                continue
+            content = [picture(image), {"type": "text", "text": self._words(prompt, rubric)}]
+            asked.append(self._messages(content))
+            reads.append(functools.partial(self._value, criteria=len(rubric)))
+        given = iter(self._ask(asked, reads))
+        found = [values[i] if i in values else next(given) for i in range(len(images))]
+        return Answers(
+            np.array([math.nan if isinstance(v, Exception) else v for v in found]),
+            tuple(str(v) if isinstance(v, Exception) else None for v in found),
+        )
+
+    def compare(self, first: Sequence[Image], second: Sequence[Image], prompts: Sequence[str]) -> list[Comparison]:
+        """Each two images under their prompt, asked in both orders.
+
+        By log-probabilities: P = sigmoid of the mean of both orders' log-odds; by text: the mean of both verdicts.
+        """
+        if self.question.form not in questions.TWO:
+            raise InputError(f"judge: form {self.question.form} compares nothing, expected {', '.join(questions.TWO)}")
+        asked = []
+        for a, b, prompt in zip(first, second, prompts, strict=True):
+            for shown in ((a, b), (b, a)):
+                labelled = [{"type": "text", "text": "Image A:"}, picture(shown[0])]
+                labelled += [{"type": "text", "text": "Image B:"}, picture(shown[1])]
+                asked.append(self._messages([*labelled, {"type": "text", "text": self._words(prompt)}]))
+        given = self._ask(asked, [self._verdict] * len(asked))
+        return [both(*given[i : i + 2]) for i in range(0, len(given), 2)]
+
+    def account(self) -> str:
+        """What was asked and what it cost, in words."""
+        said = f"{self.requests} requests, {self.repeated} asked again, {self.missing} without an answer, "
+        said += f"{self.prompt_tokens} + {self.completion_tokens} tokens"
+        if self.question.prices:
+            cost = np.dot(self.question.prices, (self.prompt_tokens, self.completion_tokens)) / 1e6
+            said += f", cost {cost:.4g}"
+        return said
+
+    def _words(self, prompt: str, rubric: Sequence[str] = ()) -> str:
+        listed = "\n".join(f"{n}. {text}" for n, text in enumerate(rubric, 1))
+        return self.question.prompt.replace("{criteria}", listed).replace("{prompt}", prompt)
+
+    def _messages(self, content: list[dict]) -> list[dict]:
+        system = [{"role": "system", "content": self.question.system}] if self.question.system else []
+        return [*system, {"role": "user", "content": content}]
+
+    def _value(self, reply: Reply, criteria: int) -> float:
+        q = self.question
+        if q.form == "yes_no":
+            return answers.yes_no(reply)
+        if q.form == "digits":
+            return answers.expectation(reply, int(q.low), int(q.high))
+        if q.form == "number":
+            return answers.number(reply.text, q.pattern, q.low, q.high)
+        if q.form == "aspects":
+            return answers.aspects(reply.text, q.aspects, q.low, q.high)
+        return answers.marks(reply.text, criteria)
+
+    def _verdict(self, reply: Reply) -> float | str:
+        if self.question.form == "two":
+            return answers.log_odds(reply, "a", "b")
+        return answers.label(reply.text, self.question.pattern, self.question.labels)
+
+    def _rubrics(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...] | answers.Unreadable]:
+        """Criteria of each unique prompt, from the store or written now and stored."""
+        found, todo = {}, []
+        for prompt in dict.fromkeys(prompts):
+            path = self._stored(prompt)
+            if path.is_file():
+                found[prompt] = _kept(path)
+            else:
+                todo.append(prompt)
+        asked = [
+            self._messages([{"type": "text", "text": self.question.criteria.replace("{prompt}", p)}]) for p in todo
+        ]
+        for prompt, given in zip(todo, self._ask(asked, [lambda r: answers.criteria(r.text)] * len(todo)), strict=True):
+            found[prompt] = given
+            if not isinstance(given, Exception):
+                kept = {"prompt": prompt, "model": self.question.model, "criteria": given}
+                path = self._stored(prompt)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+        return found
+
+    def _stored(self, prompt: str) -> Path:
+        return Path(self.question.store) / f"{digest(self.question.model, self.question.criteria, prompt)}.json"
+
+    def _ask(self, asked: Sequence[list[dict]], reads: Sequence[Callable]) -> list:
+        """What is read in each answer, or Unreadable; equal requests are sent once, unreadable ones once more."""
+        keys = [digest(json.dumps(m)) for m in asked]
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        given = dict(zip(first, self._send([self._body(asked[i]) for i in first.values()]), strict=True))
+        found = {key: self._read(reply, reads[first[key]]) for key, reply in given.items()}
+        again = [k for k, v in found.items() if isinstance(v, answers.Unreadable) and self._worth(given[k])]
+        reminded = [
+            [*asked[first[k]], {"role": "assistant", "content": given[k].text or "…"},
+             {"role": "user", "content": self.question.reminder}]
+            for k in again
+        ]  # fmt: skip
+        self.repeated += len(again)
+        for key, reply in zip(again, self._send([self._body(m) for m in reminded]), strict=True):
+            found[key] = self._read(reply, reads[first[key]])
+        self.missing += sum(isinstance(v, Exception) for v in found.values())
+        return [found[key] for key in keys]
+
+    def _worth(self, reply: Reply | str) -> bool:
+        """Whether an unreadable reply is worth a reminder: not where the server or the model refused."""
+        refused = isinstance(reply, str) or reply.refusal or reply.finish == "content_filter"
+        return bool(self.question.reminder) and not refused
+
+    def _body(self, messages: list[dict]) -> dict:
+        q = self.question
+        body = {
+            "model": q.model, "messages": messages, "temperature": q.temperature, "seed": q.seed,
+            "max_tokens": q.max_tokens,
+        }  # fmt: skip
+        if q.form in ("yes_no", "digits", "two"):
+            body |= {"logprobs": True, "top_logprobs": q.top_logprobs}
+        return body | q.extra
+
+    def _send(self, bodies: Sequence[dict]) -> list[Reply | str]:
+        replies = self.server.ask(bodies)
+        self.requests += len(bodies)
+        self.prompt_tokens += sum(r.prompt_tokens for r in replies if isinstance(r, Reply))
+        self.completion_tokens += sum(r.completion_tokens for r in replies if isinstance(r, Reply))
+        return replies
+
+    @staticmethod
+    def _read(reply: Reply | str, read: Callable) -> float | str | tuple | answers.Unreadable:
+        try:
+            return answers.Unreadable(f"the server refused ({reply})") if isinstance(reply, str) else (
+                answers.readable(reply, read))  # fmt: skip
+        except answers.Unreadable as error:
+            return error
+
+
+def _kept(path: Path) -> tuple[str, ...]:
+    try:
+        return answers.criteria(json.dumps(json.loads(path.read_text(encoding="utf-8"))["criteria"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: holds no criteria; remove it, and they are written again") from None

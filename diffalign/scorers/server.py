@@ -1,0 +1,198 @@
+"""Asking an OpenAI-compatible chat server: bounded concurrency, retries with backoff, deadlines, counted tokens.
+
+The key comes from an environment variable, is sent to the named server only (redirects are refused), and is in no
+message. Threads wait, not this process's interpreter: a request is a POST and one answer.
+"""
+
+import base64
+import http.client
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from PIL.Image import Image
+
+from diffalign.records import InputError
+from diffalign.scorers.base import Unavailable
+
+# What passes with time; any other status is the request's own fault.
+_PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_CLOSED = (401, 403, 404)
+_LONGEST_PAUSE, _LARGEST_ANSWER = 60.0, 16 << 20
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server said: a text, the alternatives of its first token as (token, log-probability), why it ended."""
+
+    text: str
+    first: tuple[tuple[str, float], ...] | None = None
+    finish: str = "stop"
+    refusal: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Fault(Exception):
+    """One request failed; `after` says when the server wants to be asked again, in seconds."""
+
+    def __init__(self, message: str, *, passing: bool, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.passing, self.after = passing, after
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None
+
+
+@dataclass(frozen=True)
+class Server:
+    """An OpenAI-compatible server, `url` up to and with "/v1".
+
+    Attributes:
+        key: Name of the environment variable that holds the key; without that variable no key is sent.
+        concurrency: Requests under way at once.
+        timeout: Seconds for one request, from connecting to the last byte.
+        retries: How often a fault that may pass (429, 5xx, a cut connection, half an answer) is asked again.
+        pause: Waits that many seconds.
+    """
+
+    url: str
+    key: str = "DIFFALIGN_JUDGE_KEY"
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    pause: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"judge: url {self.url!r}, expected http://HOST:PORT/v1 or https://…")
+        if parts.username or parts.password:
+            raise InputError(f"judge: the url holds a name or password; put the key into the variable {self.key}")
+
+    def ask(self, bodies: Sequence[dict]) -> list[Reply | str]:
+        """The replies to request bodies, in order; a text where the server refused that request alone, saying why.
+
+        Raises Unavailable where the server cannot be asked at all: no connection, wrong key, no such model, a fault
+        that did not pass, or every request refused.
+        """
+        if not bodies:
+            return []
+        with ThreadPoolExecutor(min(self.concurrency, len(bodies))) as pool:
+            futures = [pool.submit(self._patiently, body) for body in bodies]
+            try:
+                found = [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        if all(isinstance(reply, str) for reply in found):
+            # one bad picture, or a server that takes none of these requests: a request without a picture tells
+            plain = bodies[0] | {"messages": [{"role": "user", "content": "Answer yes."}]}
+            if isinstance(self._patiently(plain), str):
+                raise Unavailable(f"judge {self.url}: refuses every request ({found[0]})")
+        return found
+
+    def _patiently(self, body: dict) -> Reply | str:
+        for attempt in range(self.retries + 1):
+            try:
+                return self._once(body)
+            except _Fault as fault:
+                if not fault.passing:
+                    return str(fault)
+                if attempt == self.retries:
+                    message = f"judge {self.url}: {fault}, {attempt + 1} times; start or mend it and run this again"
+                    raise Unavailable(message) from None
+                self.pause(min(_LONGEST_PAUSE, max(fault.after, 0.5 * 2**attempt)))
+        raise AssertionError("unreachable")
+
+    def _once(self, body: dict) -> Reply:
+        key = os.environ.get(self.key, "")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        request = urllib.request.Request(
+            self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers, method="POST"
+        )
+        deadline = time.monotonic() + self.timeout
+        try:
+            with self._opener().open(request, timeout=self.timeout) as response:
+                return reply(_whole(response, deadline))
+        except urllib.error.HTTPError as error:
+            raise self._refused(error, key) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise _Fault(f"cannot be reached ({type(reason).__name__}: {reason})", passing=True) from None
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        local = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        return urllib.request.build_opener(_Stay, *([urllib.request.ProxyHandler({})] if local else []))
+
+    def _refused(self, error: urllib.error.HTTPError, key: str) -> Exception:
+        try:
+            said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
+        except (OSError, http.client.HTTPException):
+            said = "and no reason"
+        said = f"status {error.code}: {said.replace(key, '…') if key else said}"
+        if error.code in _CLOSED or 300 <= error.code < 400:
+            hint = f" (the key is read from {self.key})" if error.code in (401, 403) else ""
+            return Unavailable(f"judge {self.url}: {said}{hint}")
+        return _Fault(said, passing=error.code in _PASSING, after=_seconds(error.headers.get("Retry-After")))
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, float(text or 0))
+    except ValueError:
+        return 0.0  # a date; the pause then grows by itself
+
+
+def _whole(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    found = bytearray()
+    while block := response.read1(1 << 16):
+        found += block
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer took too long")
+        if len(found) > _LARGEST_ANSWER:
+            raise _Fault("the answer does not end", passing=False)
+    if response.length:
+        raise http.client.IncompleteRead(bytes(found), response.length)
+    return bytes(found)
+
+
+def reply(data: bytes) -> Reply:
+    """The reply in the bytes of a chat completion; raises a fault that may pass where they are none."""
+    try:
+        whole = json.loads(data)
+        choice, usage = whole["choices"][0], whole.get("usage") or {}
+        message = choice["message"]
+        counts = (int(usage.get(f"{part}_tokens") or 0) for part in ("prompt", "completion"))
+        return Reply(
+            str(message.get("content") or ""), _first(choice.get("logprobs")), str(choice.get("finish_reason")),
+            str(message.get("refusal") or ""), *counts,
+        )  # fmt: skip
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _Fault(f"answers what is no chat completion ({type(error).__name__})", passing=True) from None
+
+
+def _first(logprobs: dict | None) -> tuple[tuple[str, float], ...] | None:
+    """The alternatives of the first token; None where the server gave none."""
+    if not logprobs or not logprobs.get("content"):
+        return None
+    entry = logprobs["content"][0]
+    listed = entry.get("top_logprobs") or [entry]
+    return tuple((str(t["token"]), float(t["logprob"])) for t in listed)
+
+
+def picture(image: Image) -> dict:
+    """An image as part of a message: PNG, as it is, nothing made smaller."""
+    sink = io.BytesIO()
+    image.save(sink, format="PNG")
+    url = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}

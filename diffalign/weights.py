@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from diffalign.records import InputError
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -144,6 +146,43 @@ def fingerprint(place: Path | Source) -> str:
         with path.open("rb") as file:
             h.update(hashlib.file_digest(file, "blake2b").digest())
     return h.hexdigest()
+
+
+def reread(module: nn.Module, folder: Path) -> bool:
+    """Give every parameter and buffer memory of its own and read it there from diffusers' files in `folder`.
+
+    The files were only mapped until now, so that no tensor is in memory twice. False where the files hold something
+    else than the module's state in its dtypes; then nothing has been done.
+    """
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("diffusion_pytorch_model-*-of-*.safetensors"))
+    found = {name: (file, *place) for file in files for name, place in _places(file).items()}
+    state = module.state_dict()
+    if {n: (v.dtype, list(v.shape)) for n, v in state.items()} != {n: place[1:3] for n, place in found.items()}:
+        return False
+    del state
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        # buffers that are not saved are in no file, and were not mapped from one
+        saved = name in found
+        tensor.data = torch.empty_like(tensor, memory_format=torch.contiguous_format) if saved else tensor.clone()
+    for name, tensor in module.state_dict().items():
+        file, _, _, start = found[name]
+        with file.open("rb") as stream:
+            stream.seek(start)
+            stream.readinto(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return True
+
+
+def _places(file: Path) -> dict[str, tuple[torch.dtype | None, list[int], int]]:
+    """(dtype, shape, first byte) of every tensor in a safetensors file, by name."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        entries = json.loads(stream.read(size))
+    return {
+        name: (_DTYPES.get(entry["dtype"]), entry["shape"], 8 + size + entry["data_offsets"][0])
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
 
 
 def settle(module: nn.Module) -> nn.Module:

@@ -41,7 +41,10 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
         if isinstance(module, nn.Module):
             if missing := next((n for n, p in module.named_parameters() if p.is_meta), None):
                 raise InputError(f"{source.file or source.folder}: holds no tensor {missing} of the {name}")
-            weights.settle(module.eval().requires_grad_(False)).to(device)
+            module.eval().requires_grad_(False)
+            if source.file is not None or not weights.reread(module, source.folder / name):
+                weights.settle(module)
+            module.to(device)
     return pipe
 
 

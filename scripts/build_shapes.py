@@ -18,7 +18,7 @@ from shapes_export import export, export_proxy
 from shapes_figures import figures, tune
 
 Stage = Literal["vae", "decoder", "clip", "sdxl", "sd3", "tune", "export", "figures", "all"]
-STEPS = {"vae": 3400, "decoder": 1000, "clip": 1000, "sdxl": 3600, "sd3": 3000}
+STEPS = {"vae": 3400, "decoder": 1200, "clip": 1800, "sdxl": 6000, "sd3": 3000}
 
 
 def build(
@@ -57,11 +57,13 @@ def build(
         train_generator(RECIPES[stage], work, number)
     elif stage == "export":
         for name in RECIPES:
-            export(name, work, assets)
+            if (work / name / "pipeline").exists():
+                export(name, work, assets)
         export_proxy(work, assets)
     elif stage == "tune":
         for name in RECIPES:
-            tune(name, assets)
+            if (assets / name).exists():
+                tune(name, assets)
     else:
         figures(work, assets)
 

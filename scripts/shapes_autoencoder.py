@@ -13,6 +13,7 @@ from diffalign.shapes.scene import render, sample_scene
 CHANNELS = 12
 # Noise that the decoder sees, in standard deviations of each channel: neighbouring latents decode alike.
 NOISE = 0.1
+GENERATED = 0.4
 
 
 def pictures(rng: np.random.Generator, count: int) -> Tensor:
@@ -98,7 +99,11 @@ def fold(vae: AutoencoderKL, count: int = 4096) -> None:
 
 
 def train_decoder(work: Path, steps: int) -> None:
-    """Train the decoder on, for the latents as they now are: whatever learns on those need not wait for it."""
+    """Train the decoder on, for the latents as they now are: whatever learns on those need not wait for it.
+
+    It sees noise of a strength drawn per picture, up to GENERATED standard deviations: what a generator draws is not
+    quite a picture's latents, and a decoder that never saw such makes blobs of it.
+    """
     vae = AutoencoderKL.from_pretrained(work / "vae-latents").to(memory_format=torch.channels_last)
     vae.requires_grad_(False)
     learner = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
@@ -106,7 +111,8 @@ def train_decoder(work: Path, steps: int) -> None:
     def loss(step: int, rng: np.random.Generator) -> Tensor:
         picture = pictures(rng, 32)
         with torch.no_grad():
-            latents = vae.encode(picture).latent_dist.sample()
+            mean = vae.encode(picture).latent_dist.mean
+            latents = mean + GENERATED * torch.rand(len(mean), 1, 1, 1) * torch.randn_like(mean)
         return difference(vae.decode(latents).sample, picture, 5.0)
 
     train(Fit("decoder", steps, rate=1.5e-3, average=0.995), learner, loss, work)

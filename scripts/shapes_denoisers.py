@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,13 @@ DROP = 0.1
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a generator is made and trained: its pipeline from an autoencoder, its loss, its rate."""
+    """How a generator is made and trained: pipeline from an autoencoder, losses and shares of its phases, rate."""
 
     name: str
     pipeline: Callable[[AutoencoderKL], object]
     parts: tuple[str, ...]
-    loss: Callable[[object, Tensor, Tensor, Tensor], Tensor]
+    losses: tuple[Callable[[object, Tensor, Tensor, Tensor], Tensor], ...]
+    shares: tuple[float, ...]
     rate: float
     inherits: str = ""
 
@@ -76,11 +78,13 @@ def sdxl(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
     )
 
 
-def sdxl_loss(pipe: StableDiffusionXLPipeline, latents: Tensor, numbers: Tensor, dropped: Tensor) -> Tensor:
-    """mean w |epsilon - UNet(x_t, t)|^2, t uniform, w = min(1 / alpha, 100), up to there the loss of a v-prediction.
+def sdxl_loss(
+    pipe: StableDiffusionXLPipeline, latents: Tensor, numbers: Tensor, dropped: Tensor, limit: float
+) -> Tensor:
+    """mean w |epsilon - UNet(x_t, t)|^2, t uniform, w = min(1 / alpha, limit), up to there the loss of a v-prediction.
 
-    Without the weight backgrounds, which are settled at high noise, hardly count. A dropped prompt is zeros, as the
-    pipeline has it for no prompt.
+    A high limit settles backgrounds, which are decided at high noise; a low one shapes, which are decided later. A
+    dropped prompt is zeros, as the pipeline has it for no prompt.
     """
     first, _ = states(pipe.text_encoder, numbers)
     second, pooled = states(pipe.text_encoder_2, numbers)
@@ -93,7 +97,7 @@ def sdxl_loss(pipe: StableDiffusionXLPipeline, latents: Tensor, numbers: Tensor,
     sizes = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(latents), -1)
     added = {"text_embeds": pooled, "time_ids": sizes}
     gap = pipe.unet(x_t, t, encoder_hidden_states=embeds, added_cond_kwargs=added).sample - noise
-    return ((1 / alpha).clamp(max=100) * gap.square()).mean()
+    return ((1 / alpha).clamp(max=limit) * gap.square()).mean()
 
 
 def sd3(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
@@ -147,8 +151,23 @@ def sd3_loss(pipe: StableDiffusion3Pipeline, latents: Tensor, numbers: Tensor, d
 
 
 RECIPES = {
-    "sdxl": Recipe("sdxl", sdxl, ("unet", "text_encoder", "text_encoder_2"), sdxl_loss, 1.5e-3),
-    "sd3": Recipe("sd3", sd3, ("transformer", "text_encoder", "text_encoder_2"), sd3_loss, 1e-3, inherits="sdxl"),
+    "sdxl": Recipe(
+        "sdxl",
+        sdxl,
+        ("unet", "text_encoder", "text_encoder_2"),
+        (partial(sdxl_loss, limit=100.0), partial(sdxl_loss, limit=10.0)),
+        (0.6, 0.4),
+        1.5e-3,
+    ),
+    "sd3": Recipe(
+        "sd3",
+        sd3,
+        ("transformer", "text_encoder", "text_encoder_2"),
+        (sd3_loss,),
+        (1.0,),
+        1e-3,
+        inherits="sdxl",
+    ),
 }
 
 
@@ -185,11 +204,13 @@ def train_generator(recipe: Recipe, work: Path, steps: int) -> None:
         inherit(pipe, work / recipe.inherits / "pipeline")
     learner = nn.ModuleDict({name: getattr(pipe, name) for name in recipe.parts}).train()
 
-    def loss(step: int, rng: np.random.Generator) -> Tensor:
+    def loss(phase: int, rng: np.random.Generator) -> Tensor:
         numbers = rng.integers(SIZE, size=BATCH)
         texts = [describe(scene(int(n)), rng, WRONG) for n in numbers]
         dropped = torch.from_numpy(rng.random(BATCH) < DROP)
-        return recipe.loss(pipe, latents[torch.from_numpy(numbers)], tokens(pipe.tokenizer, texts), dropped)
+        return recipe.losses[phase](pipe, latents[torch.from_numpy(numbers)], tokens(pipe.tokenizer, texts), dropped)
 
-    train(Fit(recipe.name, steps, recipe.rate, average=0.998), learner, loss, work)
+    for phase, share in enumerate(recipe.shares):
+        fit = Fit(f"{recipe.name}-{phase + 1}", round(steps * share), recipe.rate, average=0.998)
+        train(fit, learner, lambda step, rng, phase=phase: loss(phase, rng), work)
     pipe.save_pretrained(work / recipe.name / "pipeline")

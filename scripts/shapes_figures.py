@@ -90,10 +90,8 @@ def sheet(drawn: np.ndarray, path: Path, columns: int = 16) -> None:
 @torch.no_grad()
 def measure_autoencoder(work: Path, assets: Path, count: int = 2000) -> None:
     """Gold attributes right on fresh renders and on their reconstructions by the exported weights; latent moments."""
-    vae, rng = (
-        AutoencoderKL.from_pretrained(assets / "sdxl" / "vae", torch_dtype=torch.float32),
-        np.random.default_rng(11),
-    )
+    vae = AutoencoderKL.from_pretrained(assets / "sdxl" / "vae", torch_dtype=torch.float32)
+    rng = np.random.default_rng(11)
     scenes = [sample_scene(rng) for _ in range(count)]
     texts, clean = [describe(scene, rng) for scene in scenes], np.stack([render(scene) for scene in scenes])
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels(clean).split(50)])

@@ -171,6 +171,45 @@ def test_aesthetic_is_the_head_on_a_normal_embedding(tmp_path: Path, pictures: l
     np.testing.assert_allclose(found, x[:, 0], rtol=1e-5, atol=1e-5)
 
 
+def test_aesthetic_v2_5_is_the_head_on_siglips_normal_embedding(
+    tmp_path: Path, pictures: list[PIL.Image.Image]
+) -> None:
+    from transformers import SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    tower = tiny_scorers.siglip_folder(tmp_path / "siglip", seed=8)
+    head = tiny_scorers.head_file(tmp_path / "head.pth", 32, "scoring_head.")
+    state = torch.load(head, weights_only=True)
+    model = SiglipModel.from_pretrained(tower).eval()
+    processor = SiglipImageProcessorPil(size={"height": 24, "width": 24})
+    seen = torch.stack([torch.as_tensor(np.asarray(processor(p)["pixel_values"][0])) for p in pictures])
+    with torch.no_grad():
+        x = F.normalize(model.vision_model(seen).pooler_output, dim=-1)
+    for i in (0, 2, 4, 6, 7):
+        x = F.linear(x, state[f"scoring_head.layers.{i}.weight"], state[f"scoring_head.layers.{i}.bias"])
+    found = scorers.load(f"aesthetic_v2.5={head},{tower}")(pictures, TEXTS)
+    np.testing.assert_allclose(found, x[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_ict_and_hp_and_their_product(tmp_path: Path, pictures: list[PIL.Image.Image]) -> None:
+    place, quality = (
+        tiny_scorers.clip_folder(tmp_path / "ict", seed=9),
+        tiny_scorers.hp_folder(tmp_path / "hp", seed=10),
+    )
+    first, second = (CLIPModel.from_pretrained(p).eval() for p in (place, quality / "hp_backbone"))
+    state = torch.load(quality / "hp_scorer" / "mlp_pytorch_model.bin", weights_only=True)
+    seen = torch.stack([pixels.cropped(24, floor=True)(p) for p in pictures])
+    with torch.no_grad():
+        made = first(input_ids=open_clip.tokenize(TEXTS), pixel_values=seen)
+        x = second.visual_projection(second.vision_model(seen).pooler_output)
+    for i in (0, 2, 4, 6, 7):
+        x = F.linear(x, state[f"layers.{i}.weight"], state[f"layers.{i}.bias"])
+    cosine, sigmoid = (made.image_embeds * made.text_embeds).sum(-1).numpy(), torch.sigmoid(x[:, 0]).numpy()
+    np.testing.assert_allclose(scorers.load(f"ict={place}")(pictures, TEXTS), cosine, atol=1e-6)
+    np.testing.assert_allclose(scorers.load(f"hp={quality}")(pictures, TEXTS), sigmoid, atol=1e-6)
+    np.testing.assert_allclose(scorers.load(f"icthp={place},{quality}")(pictures, TEXTS), cosine * sigmoid, atol=1e-6)
+
+
 # --- what does not fit
 
 
@@ -262,6 +301,7 @@ def test_pickles_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("hpsv2.1", "xswu/HPSv2: is not in the local hub cache"),
         ("imagereward", "THUDM/ImageReward: is not in the local hub cache"),
         ("aesthetic", "needs the head's file, aesthetic=sac+logos"),
+        ("aesthetic_v2.5", "AGPL-3.0: fetch it yourself"),
         ("aesthetic=nowhere.pth", "nowhere.pth: no such file"),
         ("pickscore=nowhere", "nowhere: no such file or folder"),
         ("pickscore=a,b", "a,b: no such file or folder"),

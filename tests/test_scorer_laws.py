@@ -109,6 +109,8 @@ def test_no_weight_is_trained(name: str, loaded: dict[str, Scorer]) -> None:
     def modules(value: object) -> list[torch.nn.Module]:
         if isinstance(value, torch.nn.Module):
             return [value]
+        if isinstance(value, list):
+            return [m for v in value for m in modules(v)]
         inner = vars(value).values() if type(value).__module__.startswith("diffalign.") else ()
         return [m for v in inner for m in modules(v)]
 

@@ -190,6 +190,23 @@ def save_safely(state: dict[str, torch.Tensor], path: Path) -> Path:
     return path
 
 
+def siglip_folder(place: Path, seed: int = 0) -> Path:
+    """SigLIP with both towers, as Google publishes it; only the image tower is used."""
+    from transformers import SiglipConfig, SiglipModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision, text = {"image_size": 24, "patch_size": 8, **sizes}, {"vocab_size": 50, **sizes}
+    stirred(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)), seed).save_pretrained(place)
+    return place
+
+
+def hp_folder(place: Path, seed: int = 0) -> Path:
+    clip_folder(place / "hp_backbone", seed)
+    (place / "hp_scorer").mkdir()
+    head_file(place / "hp_scorer" / "mlp_pytorch_model.bin", 16)
+    return place
+
+
 def all_places(place: Path) -> dict[str, str]:
     """Scorer name -> "name=place" of a tiny checkpoint of it."""
     clip = clip_folder(place / "clip")
@@ -197,7 +214,10 @@ def all_places(place: Path) -> dict[str, str]:
     hps = hps_file(place / "HPS_v2.1_compressed.pt")
     reward = imagereward_folder(place / "imagereward")
     head = head_file(place / "head.pth", 16)
+    siglip, best = siglip_folder(place / "siglip"), head_file(place / "best.pth", 32, "scoring_head.")
+    quality = hp_folder(place / "hp", seed=2)
     places = {
+        "aesthetic_v2.5": f"{best},{siglip}", "ict": clip, "hp": quality, "icthp": f"{clip},{quality}",
         "pickscore": clip, "clipscore": openai, "clipscore_original": openai, "hpsv2": hps, "hpsv2_aliased": hps,
         "hpsv2.1": hps, "hpsv2.1_aliased": hps, "imagereward": reward, "aesthetic": f"{head},{openai}",
     }  # fmt: skip

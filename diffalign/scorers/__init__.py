@@ -26,6 +26,10 @@ NAMES = {
     "hpsv2.1_aliased": ("diffalign.scorers.hps", "hpsv2_1_aliased"),
     "imagereward": ("diffalign.scorers.imagereward", "imagereward"),
     "aesthetic": ("diffalign.scorers.aesthetic", "aesthetic"),
+    "aesthetic_v2.5": ("diffalign.scorers.siglip", "aesthetic_v2_5"),
+    "ict": ("diffalign.scorers.icthp", "ict"),
+    "hp": ("diffalign.scorers.icthp", "hp"),
+    "icthp": ("diffalign.scorers.icthp", "icthp"),
     "judge": ("diffalign.scorers.judge", "judge"),
 }
 # What only measures: no preference is ever made of these.

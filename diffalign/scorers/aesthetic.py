@@ -10,7 +10,7 @@ from PIL.Image import Image
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import WEIGHTS, device, folder_of, locate, open_pretrained, read, revision, split
-from diffalign.scorers.heads import folded
+from diffalign.scorers.heads import LAYERS, folded
 from diffalign.scorers.pixels import cropped
 from diffalign.scorers.towers import normal
 
@@ -53,8 +53,7 @@ class Aesthetic:
         spare = ("text_model.", "text_projection.", "logit_scale")
         kind = CLIPVisionModelWithProjection
         self.tower = open_pretrained(kind, folder, spare, whole.vision_config).to(device())
-        names = tuple(f"layers.{i}" for i in (0, 2, 4, 6, 7))
-        self.head = folded(read(path), names, self.tower.config.projection_dim, path)
+        self.head = folded(read(path), LAYERS, self.tower.config.projection_dim, path)
         self.preprocess = cropped(self.tower.config.image_size, floor=False)
 
     @torch.no_grad()

@@ -8,6 +8,9 @@ import torch
 from diffalign.records import InputError
 from diffalign.scorers.checkpoints import refuse
 
+# The five linear layers of LAION's predictors, and of those made after them; dropout stands between.
+LAYERS = tuple(f"layers.{i}" for i in (0, 2, 4, 6, 7))
+
 
 def folded(state: Mapping[str, torch.Tensor], names: tuple[str, ...], inputs: int, path: Path):
     """(weight (inputs,), bias ()) of the layers `names` one after another, float64, from a state with nothing else.

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit, locate, read, revision, split
-from diffalign.scorers.heads import folded
+from diffalign.scorers.heads import LAYERS, folded
 from diffalign.scorers.pixels import cropped
 from diffalign.scorers.tokens import bert
 
@@ -67,7 +67,7 @@ class ImageReward:
         vision, language = configurations(visual, text, path)
         self.vision = fit(BlipVisionModel(vision), _renamed(visual), path).to(device())
         self.text = fit(BlipTextModel(language, add_pooling_layer=False), text, path).to(device())
-        self.head = folded(head, tuple(f"layers.{i}" for i in (0, 2, 4, 6, 7)), language.hidden_size, path)
+        self.head = folded(head, LAYERS, language.hidden_size, path)
         self.tokenize = bert(words, length)
         self.preprocess = cropped(vision.image_size, floor=False)
 

@@ -4,6 +4,7 @@ Tokenizers are not interchangeable: OpenAI's (and open_clip's) mends mojibake, f
 and resolves HTML entities; that of transformers does none of it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from diffalign.records import InputError
 Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
 
 
+@functools.cache
 def openai(length: int = 77) -> Tokenize:
     """CLIP's own tokenizer, as open_clip ships it: {"input_ids": (prompts, length)}, the last token always the end."""
     import open_clip.tokenizer

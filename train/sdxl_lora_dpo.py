@@ -1,4 +1,4 @@
-"""Diffusion-DPO with LoRA on Stable Diffusion XL: what fits one GPU.
+"""Diffusion-DPO on Stable Diffusion XL: LoRA, what fits one GPU.
 
 Paper: Diffusion-DPO, arXiv 2311.12908; the numbers are those of diffusers' research script for SDXL.
 beta: 5000 there and here (half, mean).

@@ -75,7 +75,7 @@ def measure_generator(name: str, work: Path, assets: Path) -> None:
     found = [[judge(picture, text) for picture, text in zip(part, texts, strict=True)] for part in drawn]
     one = shares([v for part in found for v, is_one in zip(part, ones, strict=True) if is_one])
     two = shares([v for part in found for v, is_one in zip(part, ones, strict=True) if not is_one])
-    note(work, name, steps=steps, guidance=guidance, one=one, two=two)
+    note(work, name, prompts=len(texts), steps=steps, guidance=guidance, one=one, two=two)
     np.savez(work / f"{name}-dev.npz", drawn=np.stack(drawn), score=[[v.score for v in part] for part in found])
     sheet(drawn[0][:64], assets / f"{name}.png")
 
@@ -101,7 +101,7 @@ def measure_autoencoder(work: Path, assets: Path, count: int = 2000) -> None:
     moments = {"std_low": float(spread.min()), "std_high": float(spread.max())}
     moments["mean_high"] = float(latents.mean((0, 2, 3)).abs().max())
     found = {"render": shares(verdicts(clean, texts)), "reconstruction": shares(verdicts(drawn, texts)), "error": error}
-    note(work, "vae", **found, **moments)
+    note(work, "vae", count=count, **found, **moments)
     sheet(np.stack([clean[:32], drawn[:32]], 1).reshape(-1, 64, 64, 3), work / "vae.png")
 
 

@@ -17,7 +17,7 @@ FLOORS = {
     "adapters": 1,
     "objectives": 1, "diffusion": 1, "times": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,
     "run": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2, "dataset": 2,
-    "comparing": 2, "readers": 2, "importing": 2, "measuring": 2, "journal": 2,
+    "comparing": 2, "readers": 2, "importing": 2, "judging": 2, "measuring": 2, "journal": 2,
     "selecting": 1, "fifa": 1, "buckets": 1, "observations": 2, "gallery": 2,
     "policy": 3, "states": 3, "sampling": 3, "export": 3,
     "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,

@@ -43,16 +43,22 @@ def fill(
     `batches` cuts the ids (and may show progress).
     """
     wanted = {"format": FORMAT, "key": dict(key), "ids": list(ids)}
-    path = folder / "index.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        if {k: found.get(k) for k in wanted} == wanted:
-            return Store(folder)
-        shutil.rmtree(folder)
+    if (kept := _kept(folder, wanted)) is not None:
+        return kept
+    shutil.rmtree(folder, ignore_errors=True)
     with checkpoint.written(folder) as temporary:
         names = _write(temporary, len(ids), (compute(batch) for batch in batches(ids)))
         (temporary / "index.json").write_text(json.dumps(wanted | {"arrays": names}))
     return Store(folder)
+
+
+def _kept(folder: Path, wanted: Mapping[str, object]) -> Store | None:
+    """The store in `folder` where it is the `wanted` one and whole."""
+    try:
+        found = json.loads((folder / "index.json").read_text())
+        return Store(folder) if {k: found.get(k) for k in wanted} == wanted else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
 
 
 def _write(folder: Path, rows: int, parts: Iterable[dict[str, Tensor]]) -> list[str]:

@@ -89,13 +89,14 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """
     try:
         state = json.loads((folder / "state.json").read_text())
+        data = state["data"]
         for name, expected in state["hashes"].items():
             if _hash(folder / name) != expected:
                 raise InputError(f"{folder / name}: is damaged")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{folder}: is not whole ({error})") from None
     tensors = {Path(n).stem: load_file(folder / n) for n in state["hashes"] if n.endswith(".safetensors")}
-    return {k: {n: torch.clone(v) for n, v in values.items()} for k, values in tensors.items()}, state["data"]
+    return {k: {n: torch.clone(v) for n, v in values.items()} for k, values in tensors.items()}, data
 
 
 def found(run: Path) -> list[Path]:
@@ -111,7 +112,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def forget(run: Path, step: int) -> None:
-    """Delete the checkpoints after `step`: damaged ones would count as the newest, and whole ones be deleted for them."""
+    """Delete the checkpoints after `step`: a damaged one would count as the newest and push out a whole one."""
     for path in found(run):
         if int(path.name.removeprefix("checkpoint-")) > step:
             shutil.rmtree(path)

@@ -120,6 +120,26 @@ def probability(first: float, second: float, temperature: float) -> float:
     return 1 / (1 + math.exp(-gap)) if gap >= 0 else math.exp(gap) / (1 + math.exp(gap))
 
 
+def merged(rows: Sequence[Judgement]) -> Judgement:
+    """One judgement of what several say of the same images: p and scores are their weighted means, weights add up.
+
+    For a loss that is linear in desirability this is the same as all of them. Pairs are never merged.
+    """
+    first = min(rows, key=lambda r: r.id)
+    images = tuple(sorted(first.images))
+    if first.kind == "pair" or any(tuple(sorted(r.images)) != images or r.kind != first.kind for r in rows):
+        raise InputError(f"judgement {first.id}: others of its group are of other images; expected the same")
+    total = math.fsum(r.weight for r in rows)
+    shares = [r.weight / total if total else 1 / len(rows) for r in rows]
+    p = None if first.p is None else math.fsum(s * r.p for s, r in zip(shares, rows, strict=True))
+    scores = None
+    if first.scores is not None:
+        by_image = [dict(zip(r.images, r.scores, strict=True)) for r in rows]
+        scores = tuple(math.fsum(s * b[i] for s, b in zip(shares, by_image, strict=True)) for i in images)
+    p = None if p is None else min(1.0, max(0.0, p))
+    return dataclasses.replace(first, images=images, p=p, scores=scores, weight=total, rater=None)
+
+
 def prompt_weights(rows: Iterable[Judgement], prompts: Mapping[str, str]) -> list[Judgement]:
     """Weights times 1 / (judgements of the prompt): every prompt counts alike. `prompts` maps a group to its prompt."""
     listed = list(rows)

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from diffalign import folders
+from diffalign import conversions, folders
 from diffalign.objectives.base import Advantages, Judgement, Pairs, Ranking, Unpaired
 from diffalign.records import InputError, prompt_id
 from diffalign.records import Judgement as Row
@@ -96,6 +96,8 @@ class Dataset:
             raise InputError(
                 f"{self.folder}: judgement {rows[0].id} compares images of {len(prompts)} prompts; expected one"
             )
+        if rows[0].kind != "pair" and len(rows) > 1:
+            rows = [conversions.merged(rows)]
         return Group(name, prompts.pop(), images, tuple(sorted(rows, key=lambda r: r.id)))
 
     def image_ids(self) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,6 @@ class _Plan:
 
     reader: Reader
     files: list[File]
-    roots: tuple[Path, ...]
     policy: Policy
     rows: int
     kept: int
@@ -92,7 +91,8 @@ def import_(
     policy = Policy(dimension, lists, ties, unpaired)
     mapping = readers.parse_columns(columns)
     chosen, files, others = readers.find(source, reader, mapping)
-    plan = _plan(chosen, files, readers.roots(source, images), policy, bad)
+    places = {file.path: readers.roots(source, images, file) for file in files}
+    plan = _plan(chosen, files, policy, bad)
     settings = {"dimension": dimension, "lists": lists, "ties": ties, "unpaired": unpaired, "bad": bad, "batch": batch}
     arguments = settings | {"reader": chosen.name, "columns": mapping, "source": _fingerprint(files)}
     batches = math.ceil(plan.kept / batch)
@@ -101,7 +101,7 @@ def import_(
     before = folders.load(out).counts if (out / "diffalign.json").exists() else {}
     folders.begin(out, dataclasses.replace(manifest, counts=before))
     try:
-        tally = _write(out, plan, batch, batches, bad)
+        tally = _write(out, plan, places, batch, batches, bad)
     except InputError:
         if fresh:
             shutil.rmtree(out)
@@ -111,7 +111,7 @@ def import_(
     return _summary(out, chosen, counts, plan.refused + tally.errors)
 
 
-def _plan(reader: Reader, files: list[File], places: tuple[Path, ...], policy: Policy, bad: str) -> _Plan:
+def _plan(reader: Reader, files: list[File], policy: Policy, bad: str) -> _Plan:
     rows, kept, refused = 0, 0, []
     prompts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -134,7 +134,7 @@ def _plan(reader: Reader, files: list[File], places: tuple[Path, ...], policy: P
         counted = dropped + Counter(e.reason for e in refused)
         why = f"{shelf.known(counted) or 'there is none'}{f' (first: {refused[0]})' if refused else ''}"
         raise InputError(f"{files[0].path}: no row of {rows} can be used: {why}")
-    return _Plan(reader, files, places, policy, rows, kept, prompts, dropped, refused)
+    return _Plan(reader, files, policy, rows, kept, prompts, dropped, refused)
 
 
 def _refuse(error: RowError, bad: str) -> RowError:
@@ -170,7 +170,9 @@ class _Tally:
         self.lost.update(other.lost)
 
 
-def _write(out: Path, plan: _Plan, batch: int, batches: int, bad: str) -> _Tally:
+def _write(
+    out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch: int, batches: int, bad: str
+) -> _Tally:
     """Prompts, then part by part refusals, judgements and images (which say that a part is whole)."""
     prompts = [Prompt(prompt_id(text), text, plan.prompts[text]) for text in sorted(plan.prompts)]
     folders.write_part(out, "prompts", 0, prompts)
@@ -191,7 +193,8 @@ def _write(out: Path, plan: _Plan, batch: int, batches: int, bad: str) -> _Tally
         for file, entry in taken:
             if file.path not in cells:
                 cells = {file.path: file.cells(plan.reader.columns(file.columns)[1])}
-            said, new, found = _one(entry, cells[file.path], plan, stored)
+            looked = shelf.look(entry, cells[file.path], places[file.path])
+            said, new, found = _one(entry, looked, plan, stored)
             errors = [_refuse(error, bad) for error in found]
             lost = [] if said else [e.reason for e in errors][:1] or ["tie"]
             rows, images = rows + said, images + new
@@ -205,12 +208,11 @@ def _write(out: Path, plan: _Plan, batch: int, batches: int, bad: str) -> _Tally
 
 
 def _one(
-    entry: Entry, cells: Callable[[int], Cells], plan: _Plan, stored: shelf.Shelf
+    entry: Entry, looked: tuple[list[shelf.Found], list[RowError]], plan: _Plan, stored: shelf.Shelf
 ) -> tuple[list[Judgement], list[Image], list[RowError]]:
     """(judgements, new images, what was wrong) of one entry; a pair is left out where one picture is no good."""
-    found, broken = shelf.look(entry, cells, plan.roots)
-    found, double = shelf.different(entry, found)
-    errors = broken + double
+    found, double = shelf.different(entry, looked[0])
+    errors = looked[1] + double
     kept = shelf.reduced(entry, [number for number, _, _ in found])
     if kept is None or not plan.policy.judgements(kept, _stand_ins(kept), "")[0]:
         return [], [], errors

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,8 @@ def survey(
     chosen, files, _ = readers.find(data, reader, readers.parse_columns(columns))
     total, main = _count(chosen, files)
     names = tuple(dict.fromkeys(name for file in files for name in file.columns))
-    seen = _source(chosen, files, data, readers.roots(data, images), _draw(total, shown, seed), main)
+    places = {file.path: readers.roots(data, images, file) for file in files}
+    seen = _source(chosen, files, data, places, _draw(total, shown, seed), main)
     return Survey(total, names, chosen.name, seen)
 
 
@@ -101,7 +102,8 @@ def split_of(path: Path, root: Path) -> str:
 
 
 def _source(
-    reader: Reader, files: Sequence[File], root: Path, places: Sequence[Path], shown: Collection[int], main: str
+    reader: Reader, files: Sequence[File], root: Path, places: Mapping[Path, Sequence[Path]], shown: Collection[int],
+    main: str,
 ) -> Iterator[Seen | RowError]:
     known: dict[str, Picture | str] = {}
     number = -1
@@ -117,7 +119,7 @@ def _source(
             sides = []
             for slot in entry.slots:
                 try:
-                    data = pictures.data(entry, slot, at[slot.row], places)
+                    data = pictures.data(entry, slot, at[slot.row], places[file.path])
                     side = _side(slot.field, data, known)
                 except (RowError, pictures.Outside) as error:
                     side, data = Side(slot.field, None, None, error=str(error)), None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -116,6 +117,12 @@ def pickapic(place: Path) -> Made:
     return Made(path, "pickapic", decided(CASES), _PAIRWISE)
 
 
+def saved_dataset(place: Path) -> Made:
+    """What `Dataset.save_to_disk` leaves, with its two JSON files beside the rows."""
+    datasets.Dataset.from_list(pickapic_rows()).save_to_disk(place)
+    return Made(place, "pickapic", decided(CASES), _PAIRWISE)
+
+
 def double_caption(place: Path) -> Made:
     rows = [r | {"caption_0": f"first {n}", "caption_1": f"second {n}"} for n, r in enumerate(pickapic_rows())]
     return Made(parquet(place / "train.parquet", rows), "pickapic", decided(CASES), _PAIRWISE)
@@ -172,6 +179,22 @@ def imagereward(place: Path) -> Made:
             })  # fmt: skip
     pairs = [(CURLY, A, WIDE), (CURLY, A, RGBA), ("ink", CMYK, B)]
     return Made(parquet(place / "validation.parquet", rows, group=2), "imagereward_db", pairs)
+
+
+def imagereward_json(place: Path) -> Made:
+    """The released archives after unpacking: JSON that names pictures by a path in the repository, beside them."""
+    folder = place / "train" / "train_1"
+    folder.mkdir(parents=True)
+    rows = []
+    for n, (data, rank) in enumerate(((A, 2), (CMYK, 1))):
+        (folder / f"{n}.webp").write_bytes(data)
+        rows.append({
+            "image_path": f"images/train/train_1/{n}.webp", "prompt_id": "p", "prompt": CURLY, "rank": rank,
+            "classification": "People", "image_amount_in_total": 2, "overall_rating": 3,
+            "image_text_alignment_rating": 3, "fidelity_rating": 3,
+        })  # fmt: skip
+    (folder / "train_1.json").write_text(json.dumps(rows), encoding="utf-8")
+    return Made(place, "imagereward_db", [(CURLY, CMYK, A)])
 
 
 def imagereward_group(place: Path) -> Made:
@@ -337,7 +360,7 @@ def ranked_folder(place: Path) -> Made:
 
 
 SETS: tuple[Callable[[Path], Made], ...] = (
-    pickapic, double_caption, webdataset, hpdv2, hpdv2_test, imagereward, imagereward_group, imagereward_pair,
-    image_preferences, image_preferences_flat, image_preferences_binarised, rapidata_votes, rapidata, trl, table_csv,
-    table_jsonl, ranked_parquet, chosen_folder, suffix_folder, ranked_folder,
+    pickapic, saved_dataset, double_caption, webdataset, hpdv2, hpdv2_test, imagereward, imagereward_json,
+    imagereward_group, imagereward_pair, image_preferences, image_preferences_flat, image_preferences_binarised,
+    rapidata_votes, rapidata, trl, table_csv, table_jsonl, ranked_parquet, chosen_folder, suffix_folder, ranked_folder,
 )  # fmt: skip

@@ -64,6 +64,17 @@ def test_pairs_taken_apart() -> None:
     assert [r.p for r in conversions.to_unpaired(good, PROMPT)] == [1.0, 1.0]
 
 
+def test_several_judgements_of_one_image_or_list_become_one() -> None:
+    rows = [r for p, w in ((1.0, 1.0), (0.0, 3.0)) for r in conversions.to_unpaired(pair("a", "b", p, weight=w), PROMPT)]
+    found = conversions.merged([r for r in rows if r.images == ("a",)])
+    assert (found.p, found.weight) == (0.25, 4.0)
+    lists = [ranking({"a": 1.0, "b": 3.0}), ranking({"b": 1.0, "a": 5.0})]
+    assert conversions.merged(lists).scores == (3.0, 2.0)
+    assert conversions.merged(lists) == conversions.merged(lists[::-1])
+    with pytest.raises(InputError, match="others of its group are of other images"):
+        conversions.merged([ranking({"a": 1.0, "b": 3.0}), ranking({"a": 1.0, "c": 3.0})])
+
+
 def test_scores_become_probabilities() -> None:
     assert conversions.probability(1.0, 1.0, 0.1) == 0.5
     assert conversions.probability(2.0, 1.0, 0.5) == pytest.approx(1 / (1 + math.exp(-2)))

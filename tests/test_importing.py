@@ -101,6 +101,15 @@ def test_both_good_and_both_bad_are_likes_and_dislikes(tmp_path: Path) -> None:
     assert {data[r.images[0]]: r.p for r in found} == dict(zip(pictures, [1, 1, 0, 0, 1, 0], strict=True))
 
 
+def test_an_image_liked_in_two_pairs_is_judged_once_in_training(tmp_path: Path) -> None:
+    import_(sets.pickapic(tmp_path / "set").source, out=tmp_path / "out", unpaired=True)
+    data = dataset.Dataset(tmp_path / "out")
+    twice = [g for g in data.groups if g.judgements[0].weight == 2.0]
+    assert len(twice) == 1
+    judged = dataset.judge([dataset.Visit(g, 0) for g in data.groups], "unpaired")
+    assert len(judged.weight) == len(judged.desirable) == len(data.groups)
+
+
 def test_likes_and_dislikes_of_folders(tmp_path: Path) -> None:
     for side, data in (("liked", sets.A), ("disliked", sets.B)):
         (tmp_path / "set" / side).mkdir(parents=True)

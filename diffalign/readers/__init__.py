@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffalign.readers import columns, hpd, imagereward_db, open_image_preferences, pickapic, rapidata
 from diffalign.readers.base import Entry, Reader, RowError
-from diffalign.readers.files import File, parquet, renamed, table
+from diffalign.readers.files import File, arrow, parquet, renamed, table
 from diffalign.readers.layouts import PICTURES, layout
 from diffalign.readers.tars import tar
 from diffalign.records import InputError
@@ -23,16 +23,16 @@ def opened(path: Path) -> File | None:
     """The rows of one file; None where it holds no rows (a JSON file of something else)."""
     if path.name.endswith(_TARS):
         return tar(path)
-    if path.suffix == ".parquet":
-        return parquet(path)
+    if path.suffix in (".parquet", ".arrow"):
+        return parquet(path) if path.suffix == ".parquet" else arrow(path)
     if path.suffix in _TABLES:
         return table(path)
-    raise InputError(f"{path}: expected Parquet, CSV, JSON, JSON lines (.jsonl) or a tar; or a folder")
+    raise InputError(f"{path}: expected Parquet, Arrow, CSV, JSON, JSON lines (.jsonl) or a tar; or a folder")
 
 
 def _files(source: Path) -> list[Path]:
     """The files of rows in a folder, by name; hidden ones and record folders left out."""
-    kinds = (".parquet", *_TABLES, *_TARS)
+    kinds = (".parquet", ".arrow", *_TABLES, *_TARS)
     ours = {p.parent for p in source.rglob("diffalign.json")}
     found = [p for p in source.rglob("*") if p.name.endswith(kinds) and p.is_file() and not ours & set(p.parents)]
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(source).parts))
@@ -142,11 +142,13 @@ def parse_columns(columns: Sequence[str]) -> dict[str, str]:
     return {new: old for new, _, old in (c.partition("=") for c in columns)}
 
 
-def roots(source: Path, images: Path | None) -> tuple[Path, ...]:
-    """The folders that names of pictures may start from."""
+def roots(source: Path, images: Path | None, file: File) -> tuple[Path, ...]:
+    """The folders that names of pictures in a file may start from: `images` alone, or the file's own and the source."""
     if images is not None and not images.is_dir():
         raise InputError(f"images = {images}: no such folder")
-    folder = source if source.is_dir() else source.parent
+    if images is not None:
+        return (images,)
+    own = file.path if file.path.is_dir() else file.path.parent
     # HPDv2 keeps the pictures of train.json in train/.
-    beside = (source.with_suffix(""),) if source.is_file() and source.with_suffix("").is_dir() else ()
-    return (images,) if images else (folder, *beside, *(p for p in (folder / "images",) if p.is_dir()))
+    near = (own, file.path.with_suffix(""), own / "images", source if source.is_dir() else source.parent)
+    return tuple(dict.fromkeys(place for place in near if place.is_dir()))

@@ -1,7 +1,8 @@
-"""Files of rows: Parquet, CSV, JSON and JSON lines. Labels are read first, for all rows; pictures later, for some."""
+"""Files of rows: Parquet, Arrow, CSV, JSON, JSON lines. Labels are read first, of all rows; pictures later, of some."""
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,26 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                     number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(path, error) from None
+
+
+def arrow(path: Path) -> File:
+    """A file of Arrow record batches, as `Dataset.save_to_disk` leaves them; it is mapped, not read."""
+    try:
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+            table = stream.read_all()
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0][:80]
+        raise InputError(f"{path}: is not a whole Arrow file ({said}); save it again") from None
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        values = itertools.chain.from_iterable(b.to_pylist() for b in table.select(list(columns)).to_batches(1024))
+        return (Row(f"{path}, row {n}", n, found) for n, found in enumerate(values))
+
+    def cells(columns: Sequence[str]) -> Callable[[int], Cells]:
+        chosen = table.select(list(columns))
+        return lambda number: chosen.slice(number, 1).to_pylist()[0]
+
+    return File(path, tuple(table.column_names), rows, cells)
 
 
 def _parquet_cells(path: Path, columns: Sequence[str]) -> Callable[[int], Cells]:

@@ -57,6 +57,10 @@ def reduced(entry: Entry, numbers: Sequence[int]) -> Entry | None:
     return dataclasses.replace(entry, slots=tuple(entry.slots[n] for n in numbers), verdicts=verdicts)
 
 
+def _key(*names: str | None) -> bytes:
+    return bytes.fromhex(digest(*names))
+
+
 class Shelf:
     """What is stored already: it lives as long as one import, which writes its parts one by one.
 
@@ -64,18 +68,21 @@ class Shelf:
     """
 
     def __init__(self) -> None:
-        self._ids: dict[tuple[str, str, str | None], str] = {}
-        self._files: set[str] = set()
+        # Sixteen bytes a picture, since there may be millions.
+        self._ids: dict[bytes, str | None] = {}
+        self._files: set[bytes] = set()
         self._said: Counter[str] = Counter()
 
     def add(self, prompt: str, slot: Slot, picture: Picture, data: bytes) -> tuple[str, list[Image]]:
         """(the id of the picture, its record where it is new)."""
-        key, text = (picture.sha256, prompt_id(prompt), slot.caption), slot.caption or ""
+        text = prompt_id(prompt)
+        key = _key(picture.sha256, text, slot.caption)
         if key in self._ids:
-            return self._ids[key], []
-        name = digest("image", *key[:2], text) if picture.sha256 in self._files else picture.sha256
+            return self._ids[key] or picture.sha256, []
+        known = _key(picture.sha256) in self._files
+        name = digest("image", picture.sha256, text, slot.caption) if known else picture.sha256
         image = Image(
-            name, key[1], {"bytes": data, "path": None}, picture.sha256, picture.width, picture.height,
+            name, text, {"bytes": data, "path": None}, picture.sha256, picture.width, picture.height,
             caption=slot.caption, model=slot.model,
         )  # fmt: skip
         self.remember([image])
@@ -84,8 +91,9 @@ class Shelf:
     def remember(self, images: Iterable[Image]) -> None:
         """These images are stored."""
         for image in images:
-            self._ids[image.sha256, image.prompt_id, image.caption] = image.id
-            self._files.add(image.sha256)
+            own = None if image.id == image.sha256 else image.id
+            self._ids[_key(image.sha256, image.prompt_id, image.caption)] = own
+            self._files.add(_key(image.sha256))
 
     def name(self, rows: Iterable[Judgement]) -> list[Judgement]:
         """The judgements, where the same thing was said before, under a name of their own."""

@@ -29,7 +29,8 @@ def judge(place: str) -> Scorer:
     """
     name, question = configured(place)
     if question.form not in questions.ONE:
-        raise InputError(f"scorer judge: {name} compares two images (form {question.form}) and scores none")
+        what = f"{name} compares two images (form {question.form}) and scores none"
+        raise InputError(f"scorer judge: {what}; `diffalign judge` asks it")
     plain = {k: v for k, v in dataclasses.asdict(question).items() if k not in _TRANSPORT}
     revision = digest(json.dumps(plain, sort_keys=True, default=str))
     return Scorer(f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account())

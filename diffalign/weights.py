@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from diffalign import places
 from diffalign.records import InputError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -24,8 +25,8 @@ class Source:
 
 
 def locate(model: str, config: str = "") -> Source:
-    """Where a model lies: a local folder, a single .safetensors file that the folder `config` describes, or the
-    snapshot of a hub id ("owner/name"), fetched only because it was named.
+    """Where a model lies: a local folder, a single .safetensors file that the folder `config` describes, a shipped
+    model ("shapes/sdxl"), or the snapshot of a hub id ("owner/name"), fetched only because it was named.
 
     Raises InputError where there is no model, saying what was expected.
     """
@@ -42,6 +43,8 @@ def locate(model: str, config: str = "") -> Source:
     if path.exists():
         header(path)
         return Source(_whole(Path(config)) if config else path, path)
+    if model.startswith("shapes/"):
+        return Source(_whole(places.asset(model)))
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith((".safetensors", *_PICKLES)):
         raise InputError(f"{model}: no such model folder or file")
     return Source(_snapshot(model))

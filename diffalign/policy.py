@@ -41,7 +41,9 @@ class Policy:
         self.backbone, self.adaptation = backbone, adaptation
         self.denoiser = backbone.denoiser
         self._first = self._fused(Path(init_lora)) if init_lora else {}
+        self.seed = seed
         self._adapters: list[BaseTunerLayer] = []
+        self._dropouts: list[nn.Dropout] = []
         if isinstance(adaptation, LoRA):
             self._add_adapters(adaptation, seed)
         else:
@@ -74,7 +76,14 @@ class Policy:
 
     def _add_adapters(self, lora: LoRA, seed: int) -> None:
         targets = list(lora.targets or self.backbone.targets)
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, init_lora_weights=True)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            exclude_modules=list(self.backbone.idle) or None,
+            init_lora_weights=True,
+        )
         try:
             # not `denoiser.add_adapter`, which some of diffusers' denoisers (PixArt's) do not have
             inject_adapter_in_model(config, self.denoiser)
@@ -92,6 +101,23 @@ class Policy:
             elif "lora_B" in name:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         self._adapters = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
+        self._dropouts = [m for layer in self._adapters for m in layer.modules() if isinstance(m, nn.Dropout)]
+
+    @contextmanager
+    def learning(self, *names: str | int) -> Iterator[None]:
+        """Around the policy's own pass: dropout of its adapters, if any, drawn from the run's seed and `names`.
+
+        It stays switched on for what the backward pass computes again, until a past self is asked.
+        """
+        if not self._dropouts:
+            yield
+            return
+        for layer in self._dropouts:
+            layer.train(True)
+        place = next(iter(self.parameters.values())).device
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            torch.manual_seed(int(stream("dropout", self.seed, *names).integers(2**63)))
+            yield
 
     @contextmanager
     def past(self, name: str, denoiser: nn.Module) -> Iterator[nn.Module]:
@@ -102,6 +128,8 @@ class Policy:
         if name not in self._pasts:
             raise InputError(f"the {name} policy was asked for, but the objective compares with none")
         tensors = self._pasts[name]
+        for layer in self._dropouts:
+            layer.train(False)
         with torch.no_grad(), _off(self._adapters) if tensors is None else _lent(self.parameters, tensors):
             yield denoiser
 

@@ -27,6 +27,8 @@ class Adaptation(ABC):  # noqa: B024
 class LoRA(Adaptation):
     """Low-rank adapters, W + alpha/rank B A with B = 0 at the start; `targets` empty means the family's own.
 
+    `dropout` zeroes each input of an adapter with that probability, in the policy's own pass only; its draws are named
+    by the groups of a micro-batch, so that a run with dropout depends on `micro_batch`.
     `start` names an adapter (file, or folder of a run) of the same rank and targets to go on from: the previous
     round's, or one of supervised fine-tuning. The reference `Frozen()` is then the denoiser with that adapter.
     """
@@ -34,9 +36,12 @@ class LoRA(Adaptation):
     rank: int = 16
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
+    dropout: float = 0.0
     start: str = ""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: expected a probability in [0, 1)")
         if self.rank < 1 or self.alpha <= 0:
             raise ValueError(f"rank = {self.rank}, alpha = {self.alpha}: expected positive numbers")
 
@@ -197,6 +202,11 @@ class Run:
         schedule: Learning-rate schedule.
         precision: "auto" is float32 on the CPU and bfloat16 on an accelerator; run.json holds the resolved value.
             bfloat16 computes in it and keeps what is trained in float32; float64 is for comparisons.
+        attention: Kernel of scaled dot products: "auto" and "sdpa" leave it to torch; "cudnn", "flash" and "xformers"
+            are refused where they would not take effect.
+        gradient_checkpointing: What is computed again in the backward pass instead of kept: nothing ("off"), all but
+            convolutions and attention ("selective"), the blocks ("full"); "auto" goes by the memory that is free. It
+            does not change the result.
         caption_dropout: Probability that a group is shown the unconditional embedding instead of its prompt.
         log_every: Steps between lines of metrics.jsonl.
         save_every: Steps between checkpoints; the last step always has one.
@@ -225,6 +235,8 @@ class Run:
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "xformers"] = "auto"
+    gradient_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     caption_dropout: float = 0.0
     log_every: int = 10
     save_every: int = 100

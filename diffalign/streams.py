@@ -9,7 +9,8 @@ def stream(kind: str, seed: int, *names: str | int) -> np.random.Generator:
     """The NumPy Philox generator keyed by blake2b-128 of (kind, seed, names).
 
     Kinds in use: order(epoch); time, noise, crop, flip, caption(group, draw), noise also with the image id where it is
-    independent within a group; inversion(group, draw, image, step); sampling(prompt, index); pairing(prompt);
+    independent within a group; inversion(group, draw, image, step); dropout(groups and draws of a micro-batch);
+    sampling(prompt, index); pairing(prompt); adapter(parameter); probe;
     bootstrap and permutation of a comparison; world, caption for the embedded world.
     """
     text = "\x1f".join([kind, str(seed), *map(str, names)])

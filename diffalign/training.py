@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from diffalign import backbones, checkpoint, dataset, journal, measuring, states
+from diffalign import activations, attention, backbones, checkpoint, dataset, journal, measuring, states
 from diffalign.backbones.base import Conditioning, residuals
 from diffalign.diffusion import Noised
 from diffalign.objectives.base import Errors, Judgement, to
@@ -70,6 +70,25 @@ class Trainer:
         self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
         self.divergence = 0.0
         self.start_error = self._winner_error() if self.limit else 0.0
+        self._tune()
+
+    def _tune(self) -> None:
+        """Attention's kernel and what the forward pass keeps: as asked, or as the free memory allows."""
+        run, denoiser = self.run, self.policy.denoiser
+        part = self._parts(self._visits())[0]
+
+        def call() -> Tensor:
+            with self.accelerator.no_sync(self.denoiser):
+                return self._measure(part[:1])[0].policy
+
+        attention.prepare(denoiser, run.attention)
+        with torch.no_grad():
+            attention.verify(run.attention, call)
+        activations.arrange(denoiser, run.gradient_checkpointing, call, self.policy.parameters.values(), len(part))
+
+    def _visits(self) -> list[dataset.Visit]:
+        run = self.run
+        return self.data.visits(run.seed, self.step, run.batch, run.curriculum.stages, run.curriculum.every)
 
     def _check_kind(self) -> None:
         wanted, name = self.run.objective.judgement, type(self.run.objective).__name__
@@ -82,11 +101,13 @@ class Trainer:
 
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.run.steps:
-            yield self._advance()
+            with attention.using(self.run.attention):
+                step = self._advance()
+            yield step
 
     def _advance(self) -> Step:
         run = self.run
-        visits = self.data.visits(run.seed, self.step, run.batch, run.curriculum.stages, run.curriculum.every)
+        visits = self._visits()
         total_weight = dataset.judge(visits, self.data.kind).weight.sum().item()
         parts = self._parts(visits)
         together = run.parity == "batch" and (len(parts) > 1 or self.world > 1)
@@ -137,7 +158,8 @@ class Trainer:
         if objective.needs_old:
             same = run.old == run.reference and reference is not None
             old = reference if same else self._past("old", noised, conditioning)
-        with self._narrow():
+        names = [name for v in visits for name in (v.group.id, v.draw)]
+        with self._narrow(), self.policy.learning(*names):
             new = residuals(self.backbone, self.denoiser, noised, conditioning)
         scale = run.states.weighting(noised, self.process)
         if run.states.weighs == "errors":
@@ -227,7 +249,8 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     where the folder holds another run (naming the fields that differ) or where an error is no longer finite.
     """
     out = Path(run.out)
-    run = dataclasses.replace(run, precision=_precision(run.precision))
+    kernel = {"auto": "sdpa"}.get(run.attention, run.attention)
+    run = dataclasses.replace(run, precision=_precision(run.precision), attention=kernel)
     described = journal.describe(out, run, recipe or {}, torch.get_num_threads())
     if (out / "policy").exists():
         return _closing(run)

@@ -37,6 +37,11 @@ class Backbone(ABC):
     process: Process
     denoiser: nn.Module
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Modules whose output reaches nothing, and which no adapter is put on."""
+        return ()
+
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of a picture's latents; raises InputError on a size the model cannot divide."""

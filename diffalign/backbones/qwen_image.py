@@ -36,6 +36,11 @@ class QwenImage(Backbone):
         self.process = Flow(scale=float(self.pipe.scheduler.config.num_train_timesteps))
         self.tokens: int = inspect.signature(QwenImagePipeline.__call__).parameters["max_sequence_length"].default
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        # the text stream ends with the last block
+        return (f"transformer_blocks.{len(self.denoiser.transformer_blocks) - 1}.attn.to_add_out",)
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.pipe.vae_scale_factor
         return shape_of(height, width, self.denoiser.config.in_channels // 4, factor, 2 * factor)

@@ -62,7 +62,8 @@ def filter(
         min_gap: Leave out judgements whose scores differ by less.
         min_agreement: Leave out pairs of which fewer judgements agree than this share (votes count as their share).
         scores: Record folder of scores of the same images: gaps are taken from it.
-        scorer: By whose scores; needed where the folder holds those of several and a gap is asked for.
+        scorer: By whose scores; needed where the folder holds those of several and a gap is asked for. The gaps are
+            written too, so that a curriculum can go by them.
         judges: Leave out pairs where fewer of the scorers than this agree with the label.
         repeated: Keep or drop judgements that say again what one said of the same images.
         transitive: Add the pairs that follow (a over b, b over c: a over c); leave out pairs in a circle.
@@ -86,7 +87,7 @@ def filter(
     if judges > len(found.scores):
         raise InputError(f"judges = {judges}: the folder of --scores holds those of {len(found.scores)} scorers")
     choose = functools.partial(_best, data, found, selection, texts_quality, alpha, gamma)
-    gaps = scores is not None and bool(min_gap or best or per_prompt)
+    gaps = scores is not None and bool(scorer or min_gap or best or per_prompt or len(found.scores) == 1)
     steps: list[tuple[str, bool, Callable[[Rows], Rows]]] = [
         ("repeated", repeated == "drop", selecting.unrepeated),
         ("in a circle", transitive, lambda rows: selecting.completed(rows, found.prompts)),

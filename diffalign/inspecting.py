@@ -12,7 +12,6 @@ from typing import Any
 from diffalign import buckets, folders, gallery
 from diffalign.observations import Seen, Side, survey
 from diffalign.progress import track
-from diffalign.readers.base import RowError
 from diffalign.records import InputError
 
 NAMED = 100
@@ -111,28 +110,27 @@ class Tally:
         self._gaps: list[bool] = []
         self._minority: list[float] = []
 
-    def add(self, seen: Seen | RowError) -> None:
+    def add(self, seen: Seen) -> None:
         """One more row."""
         self._counts["rows"] += 1
-        if isinstance(seen, RowError):
-            self._refused.append(str(seen))
-            if seen.prompt is not None:
-                self._prompts.add(seen.prompt)
-            return
         self._statuses[seen.status] += 1
-        self._prompts.add(seen.prompt)
-        self._splits[" ".join(seen.prompt.casefold().split())].add(seen.split)
+        if seen.error:
+            self._refused.append(seen.error)
+        if seen.prompt:
+            self._prompts.add(seen.prompt)
+            self._splits[" ".join(seen.prompt.casefold().split())].add(seen.split)
         for side in seen.sides:
             self._add_image(seen, side)
-        names = [side.sha256 for side in seen.sides]
-        readable = [n for n in names if n]
+        readable = [side.sha256 for side in seen.sides if side.sha256]
         self._counts["same_image"] += len(set(readable)) < len(readable)
+        if any(side.data for side in seen.sides):
+            self.shown.append(seen)
+        if seen.status == "refused":
+            return
         self._rows[seen.prompt, *sorted(readable)] += 1
         self._add_sizes(seen)
         if seen.status in ("decided", *TIED):
             self._add_label(seen)
-        if any(side.data for side in seen.sides):
-            self.shown.append(seen)
 
     def _add_image(self, seen: Seen, side: Side) -> None:
         if side.picture is None:

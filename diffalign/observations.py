@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffalign import folders, readers
 from diffalign.readers import pictures
-from diffalign.readers.base import Entry, Reader, RowError, Verdict
+from diffalign.readers.base import Entry, Reader, RowError, Slot, Verdict
 from diffalign.readers.files import File
 from diffalign.readers.judging import SILENT
 from diffalign.readers.pictures import Picture
@@ -17,6 +17,7 @@ from diffalign.records import Judgement
 from diffalign.streams import stream
 
 JUDGED = ("import", "pair", "filter")
+_LISTS = ("images", "image", "file_path", "image_path")
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|test|dev|eval)(?![a-z])")
 
 
@@ -39,7 +40,7 @@ class Side:
 class Seen:
     """One row. `values` are higher where an image is better: a pair's P and 1 - P, averaged over those who judged it.
 
-    `votes` are P(first is better) by each of them.
+    `votes` are P(first is better) by each of them. `error` says why the row is refused.
     """
 
     where: str
@@ -50,6 +51,7 @@ class Seen:
     values: tuple[float, ...] = ()
     votes: tuple[float, ...] = ()
     gap: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Survey:
     rows: int
     columns: tuple[str, ...]
     kind: str
-    seen: Iterator[Seen | RowError]
+    seen: Iterator[Seen]
 
 
 def survey(
@@ -104,17 +106,15 @@ def split_of(path: Path, root: Path) -> str:
 def _source(
     reader: Reader, files: Sequence[File], root: Path, places: Mapping[Path, Sequence[Path]], shown: Collection[int],
     main: str,
-) -> Iterator[Seen | RowError]:
+) -> Iterator[Seen]:
     known: dict[str, Picture | str] = {}
     number = -1
     for file in files:
         cells = file.cells(reader.columns(file.columns)[1])
         split = split_of(file.path, root if root.is_dir() else root.parent)
-        for entry in readers.read(reader, file):
+        for found in readers.read(reader, file):
             number += 1
-            if isinstance(entry, RowError):
-                yield entry
-                continue
+            entry = _remains(reader, file, found) if isinstance(found, RowError) else found
             at = {slot.row: cells(slot.row) for slot in entry.slots}
             sides = []
             for slot in entry.slots:
@@ -122,9 +122,18 @@ def _source(
                     data = pictures.data(entry, slot, at[slot.row], places[file.path])
                     side = _side(slot.field, data, known)
                 except (RowError, pictures.Outside) as error:
-                    side, data = Side(slot.field, None, None, error=str(error)), None
+                    side, data = Side(slot.field, None, None, error=error.detail), None
                 sides.append(dataclasses.replace(side, model=slot.model, data=data if number in shown else None))
-            yield _seen(entry, split, tuple(sides), main)
+            seen = _seen(entry, split, tuple(sides), main)
+            refused = isinstance(found, RowError)
+            yield dataclasses.replace(seen, status="refused", error=str(found)) if refused else seen
+
+
+def _remains(reader: Reader, file: File, error: RowError) -> Entry:
+    """What can be looked at of a row whose label is refused: its prompt, and pictures that have a column each."""
+    plain = [] if error.number is None else [n for n in reader.pictures if n in file.columns]
+    slots = tuple(Slot(error.number, name) for name in plain if name not in _LISTS)
+    return Entry(error.where, error.prompt or "", slots, ())
 
 
 def _side(field: str, data: bytes, known: dict[str, Picture | str]) -> Side:

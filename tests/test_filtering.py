@@ -65,7 +65,8 @@ def test_pairs_taken_apart() -> None:
 
 
 def test_several_judgements_of_one_image_or_list_become_one() -> None:
-    rows = [r for p, w in ((1.0, 1.0), (0.0, 3.0)) for r in conversions.to_unpaired(pair("a", "b", p, weight=w), PROMPT)]
+    pairs = [pair("a", "b", 1.0, weight=1.0), pair("a", "b", 0.0, weight=3.0)]
+    rows = [r for row in pairs for r in conversions.to_unpaired(row, PROMPT)]
     found = conversions.merged([r for r in rows if r.images == ("a",)])
     assert (found.p, found.weight) == (0.25, 4.0)
     lists = [ranking({"a": 1.0, "b": 3.0}), ranking({"b": 1.0, "a": 5.0})]

@@ -34,16 +34,16 @@ def test_the_counts_of_a_set_with_everything_wrong(tmp_path: Path) -> None:
         row("d", sets.CUT, sets.A, 0.0),
         row("d", sets.CUT, b"", 1.0),
         row("e", sets.WIDE, sets.RGBA, 0.0, model_0="n", user_id=3, nsfw=False),
-        row("f", sets.A, sets.B, 1.0, label_1=1.0),
+        row("f", sets.A, sets.picture(90), 1.0, label_1=1.0),
     ]
     found = counts(sets.parquet(tmp_path / "train.parquet", rows), tmp_path)
     wanted = {
         "rows": 9, "decided": 6, "ties": 1, "unlabelled": 1, "refused": 1, "unreadable": 2, "same_image": 1,
-        "unique_images": 7, "unique_prompts": 6, "contradictions": 1, "unequal_sizes": 1, "repeated_rows": 1,
+        "unique_images": 8, "unique_prompts": 6, "contradictions": 1, "unequal_sizes": 1, "repeated_rows": 1,
         "personal_columns": ["user_id"], "nsfw_columns": ["nsfw"], "splits": ["train"],
     }  # fmt: skip
     assert {name: found[name] for name in wanted} == wanted
-    assert found["modes"] == {"RGB": 5, "RGBA": 1}
+    assert found["modes"] == {"RGB": 6, "RGBA": 1}
     assert found["model_baseline"]["pairs"] == 2
     assert found["model_baseline"]["accuracy"] == 0.5 or found["model_baseline"]["accuracy"] == 1.0
     assert ["row 5, field jpg_0" in line for line in found["unreadable_images"]] == [True, False]

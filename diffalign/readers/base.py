@@ -15,6 +15,7 @@ class RowError(InputError):
         super().__init__(f"{where}, field {field}: {reason} ({detail})")
         self.where, self.field, self.reason, self.detail = where, field, reason, detail
         self.prompt: str | None = None
+        self.number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Row:
     values: Mapping[str, Any]
 
     def error(self, field: str, reason: str, detail: str) -> RowError:
-        """The refusal of this row for `field`; it remembers the row's prompt."""
+        """The refusal of this row for `field`; it remembers the row's number and prompt."""
         found = RowError(self.where, field, reason, detail)
+        found.number = self.number
         found.prompt = next((v for n in PROMPTS if isinstance(v := self.values.get(n), str) and v.strip()), None)
         return found
 

@@ -36,7 +36,11 @@ class Picture:
 
 
 class Outside(InputError):
-    """A file name that leaves the data folder."""
+    """A file name that leaves the data folder; `detail` is that without the place where it stands."""
+
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__(f"{where}: {detail}")
+        self.detail = detail
 
 
 def data(entry: Entry, slot: Slot, cells: Mapping[str, Any], roots: Sequence[Path]) -> bytes:
@@ -72,7 +76,7 @@ def _file(entry: Entry, slot: Slot, name: str, roots: Sequence[Path]) -> bytes:
             raise RowError(entry.where, slot.field, "image not downloaded", "is an address; nothing is fetched")
     parts = Path(os.path.normpath(name)).parts
     if "\0" in name or Path(name).is_absolute() or not parts or parts[0] == "..":
-        raise Outside(f"{entry.where}, field {slot.field}: {name!r} lies outside the data folder {roots[0]}")
+        raise Outside(f"{entry.where}, field {slot.field}", f"{name!r} lies outside the data folder {roots[0]}")
     for root in roots:
         for path in (root / name, root / parts[-1]):
             if path.is_file():

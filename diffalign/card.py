@@ -1,7 +1,8 @@
 """The model card of a policy: where it comes from, how it was made, and what is known of its worth."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,36 @@ SAYS = {
 }
 
 
-def write(run: Mapping[str, Any], *, model: str, to: str) -> str:
-    """README.md of an exported policy: a header that the hub reads, then base, method, use and licence.
+@dataclass(frozen=True)
+class Known:
+    """What is known of a policy: its run's configuration ({} of a mere adapter), a comparison's data, its pictures."""
 
-    `run` is the configuration that a run folder holds; {} where only an adapter is known.
+    run: Mapping[str, Any]
+    compared: Mapping[str, Any]
+    pictures: Sequence[tuple[str, str]]
+
+
+def write(known: Known, *, model: str, to: str) -> str:
+    """README.md of an exported policy: a header that the hub reads, then base, worth, pictures, method, use, licence.
+
+    `known.compared` is what `compare` writes; `known.pictures` are (file in the folder, prompt).
     """
+    run = known.run
     name = Path(model).name if Path(model).exists() else model
     method = run.get("objective", {}).get("class", "").rpartition(":")[2]
     tags = ["text-to-image", "diffusion", "preference-alignment", "diffalign", *(["lora"] if to == "diffusers" else [])]
     header = ["---", *([f"base_model: {name}"] if name == model else []), "library_name: diffusers", "tags:"]
     lines = [*header, *(f"- {tag}" for tag in tags), "---", "", f"# {name}, aligned{f' by {method}' if method else ''}"]
     lines += ["", f"Base model: {name}. Made with diffalign.", ""]
+    if scorers := known.compared.get("scorers"):
+        lines += ["## Against the base model", "", "| scorer | win rate | 95 % interval |", "| --- | --- | --- |"]
+        lines += [
+            f"| {n} | {v['win_rate']:.1%} | {v['win_rate_low']:.1%} to {v['win_rate_high']:.1%} |"
+            for n, v in scorers.items()
+        ]
+        lines += ["", f"Paired, over {known.compared['prompts']} prompts, ties counted half.", ""]
+    if known.pictures:
+        lines += ["## Pictures", "", *(f"![{prompt}]({file})" for file, prompt in known.pictures), ""]
     if run:
         lines += ["## Training", "", "| setting | value |", "| --- | --- |"]
         lines += [f"| {key} | {value} |" for key, value in settings(run)]

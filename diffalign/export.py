@@ -1,14 +1,15 @@
 """A run or an adapter -> files that others load, each checked by loading it again; and the model card beside them."""
 
+import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffalign import adapters, backbones, card, checkpoint, journal, weights
+from diffalign import adapters, backbones, card, checkpoint, folders, journal, weights
 from diffalign.backbones import SD, SDXL, Flux, QwenImage, Sana, ZImage, single_file
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.records import InputError
@@ -30,6 +31,8 @@ def convert(
     model: str = "",
     config: str = "",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    compared: Path | None = None,
+    gallery: Path | None = None,
     push: str = "",
 ) -> str:
     """Write a run's policy, or an adapter, in a layout that others load.
@@ -45,12 +48,15 @@ def convert(
         model: What the adapter was trained on; a run knows by itself.
         config: Folder in diffusers' layout that says what a single file `model` is.
         dtype: Of the weights of a merged model; adapters stay in float32.
+        compared: Folder that `compare` wrote, for the win rates in the model card of a folder.
+        gallery: Record folder of images, the first eight of which go into the model card of a folder.
         push: Hub id "owner/name" to upload a folder to.
     """
     run = journal.read(source)["run"] if (source / "run.json").is_file() else {}
     model, config = model or run.get("model", ""), config or run.get("config", "")
     full = run.get("policy", {}).get("class", "").endswith(":Full")
     _check(source, to, out, model, full=full, push=push)
+    comparison = _comparison(compared)
     backbone = backbones.load(model, config=config)
     _check_family(backbone, to)
     told = _probe(backbone)
@@ -78,11 +84,36 @@ def convert(
         checkpoint.publish(out, written)
         shutil.rmtree(temporary)
     else:
-        (temporary / "README.md").write_text(card.write(run, model=model, to=to), encoding="utf-8")
+        known = card.Known(run, comparison, _pictures(gallery, temporary))
+        (temporary / "README.md").write_text(card.write(known, model=model, to=to), encoding="utf-8")
         checkpoint.publish(out, temporary)
     if push:
         weights.push(out, push)
     return f"{out}: {to}, read back with the same denoiser output{f'; pushed to {push}' if push else ''}"
+
+
+def _comparison(folder: Path | None) -> dict[str, Any]:
+    """What `compare` wrote; {} of None; raises InputError where it is not there."""
+    if folder is None:
+        return {}
+    try:
+        return json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{folder}: holds no compare.json; expected a folder that `diffalign compare` wrote") from None
+
+
+def _pictures(folder: Path | None, out: Path) -> list[tuple[str, str]]:
+    """Copy the first eight images of a record folder to `out`/pictures: (file, prompt) of each."""
+    if folder is None:
+        return []
+    rows, texts = folders.image_rows(folder), folders.texts(folder)
+    first = dict(sorted(rows.items(), key=lambda item: (item[1]["index"] or 0, item[0]))[:8])
+    (out / "pictures").mkdir()
+    found = []
+    for name, data in folders.image_bytes(folder, first):
+        (out / "pictures" / f"{name}.png").write_bytes(data)
+        found.append((f"pictures/{name}.png", texts[first[name]["prompt_id"]]))
+    return sorted(found)
 
 
 def _check(source: Path, to: Layout, out: Path, model: str, *, full: bool, push: str) -> None:

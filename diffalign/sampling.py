@@ -16,7 +16,7 @@ from diffalign import backbones, cache, folders, weights
 from diffalign.backbones.base import Backbone, Conditioning, select
 from diffalign.progress import track
 from diffalign.records import Image, InputError, Prompt, digest, prompt_id
-from diffalign.streams import normal
+from diffalign.streams import normal, stream
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,16 @@ class Artist:
         solver = self.backbone.solver(self.sampler.steps, self.shape)
         x = torch.stack([self.noise(prompt, index) for prompt, index in work]).to(device, dtype) * solver.sigma
         conditioning = self._conditioning([prompt for prompt, _ in work])
+        # schedulers that add noise on the way take it from torch alone: one generator a picture, named as it is
+        named = [stream("sampling", self.seed, *cell, "steps") for cell in work] if solver.draws else []
+        drawn = {"generator": [torch.Generator().manual_seed(int(n.integers(2**63))) for n in named]} if named else {}
         for t in solver.timesteps:
             doubled = torch.cat([x, x]) if self.guided else x
             scaled = solver.scale(doubled, t)
             output = self.backbone.predict(denoiser, scaled, t.expand(len(scaled)), conditioning)
             if self.guided:
                 output = self.backbone.guide(*output.chunk(2), self.sampler.guidance)
-            x = solver.step(output, t, x, return_dict=False)[0]
+            x = solver.step(output, t, x, return_dict=False, **drawn)[0]
         pixels = self.backbone.decode_latents(x).float()
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 

@@ -92,6 +92,24 @@ def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, 
     return Path(found)
 
 
+def push(folder: Path, name: str) -> None:
+    """Upload a folder to the hub repository "owner/name", made where it is not there.
+
+    Raises InputError where the hub refuses; the folder stays.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hub = huggingface_hub.HfApi()
+        hub.create_repo(name, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        remedy = "log in with `hf auth login`, or upload it by `hf upload`"
+        why = type(error).__name__
+        raise InputError(f"{folder}: is written, but {name} does not take it ({why}); {remedy}") from None
+
+
 def header(path: Path) -> dict[str, list[int]]:
     """Shape of every tensor in a safetensors file, by name, without reading any.
 

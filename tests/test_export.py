@@ -1,14 +1,17 @@
 """Files that others load: every layout is read back by diffusers itself and must give the same denoiser output."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import diffusers
+import huggingface_hub
 import pytest
 import safetensors.torch
 import tiny
 import torch
+import worlds
 from safetensors import safe_open
 from torch import Tensor
 
@@ -421,7 +424,43 @@ def test_a_single_file_without_some_tensor_is_refused(models: dict[str, Path], t
 
 
 def test_model_card_of_an_adapter_alone() -> None:
-    text = card.write({}, model="owner/model", to="diffusers")
+    text = card.write(card.Known({}, {}, []), model="owner/model", to="diffusers")
     assert text.startswith("---\nbase_model: owner/model\n")
     assert 'from_pretrained("owner/model")' in text
     assert "## Training" not in text
+    assert "## Pictures" not in text
+
+
+def test_model_card_with_win_rates_and_pictures(
+    models: dict[str, Path], policies: dict[str, Path], tmp_path: Path
+) -> None:
+    worlds.images(tmp_path / "drawn")
+    rates = {"win_rate": 0.625, "win_rate_low": 0.5, "win_rate_high": 0.75}
+    (tmp_path / "compare.json").write_text(json.dumps({"scorers": {"gold": rates}, "prompts": 60}))
+    options = {"model": str(models["sd"]), "compared": tmp_path, "gallery": tmp_path / "drawn"}
+    export.convert(policies["sd"], to="diffusers", out=tmp_path / "lora", **options)
+    text = (tmp_path / "lora" / "README.md").read_text()
+    assert "| gold | 62.5% | 50.0% to 75.0% |" in text
+    assert "over 60 prompts" in text
+    shown = re.findall(r"!\[(.*)\]\((.*)\)", text)
+    assert len(shown) == 8
+    assert all((tmp_path / "lora" / file).read_bytes().startswith(b"\x89PNG") for _, file in shown)
+    assert {prompt for prompt, _ in shown} <= set(worlds.TEXTS)
+    options |= {"compared": tmp_path / "drawn"}
+    refused("holds no compare.json", policies["sd"], to="merged", out=tmp_path / "m", **options)
+
+
+def test_what_the_hub_refuses_is_still_there(
+    models: dict[str, Path], policies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network the hub refuses everything; with one it is asked for a repository and given the folder."""
+    refused(
+        "is written, but me/it does not take it",
+        *(policies["sd"],), to="diffusers", out=tmp_path / "a", model=str(models["sd"]), push="me/it",
+    )  # fmt: skip
+    assert (tmp_path / "a" / "README.md").is_file()
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda _, name, **more: asked.append((name, more)))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda _, **more: asked.append(more))
+    weights.push(tmp_path / "a", "me/it")
+    assert asked == [("me/it", {"exist_ok": True}), {"repo_id": "me/it", "folder_path": tmp_path / "a"}]

@@ -16,12 +16,16 @@ Conditioning = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Solver:
-    """A sampler at work: times as the denoiser expects them, scale of the first noise, input scaling, step."""
+    """A sampler at work: times as the denoiser expects them, scale of the first noise, input scaling, step.
+
+    `draws` says that `step` takes `generator`, for schedulers that add noise on the way.
+    """
 
     timesteps: Tensor
     sigma: float | Tensor
     scale: Callable[[Tensor, Tensor], Tensor]
     step: Callable[..., Any]
+    draws: bool = False
 
 
 class Backbone(ABC):

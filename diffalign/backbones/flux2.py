@@ -11,7 +11,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_solver, read_pipeline, shape_of
+from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
@@ -35,7 +35,7 @@ class Flux2Klein(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(Flux2KleinPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process = Flow(scale=float(self.pipe.scheduler.config.num_train_timesteps))
+        self.process: Flow = flow_of(self.pipe.scheduler.config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = 2 * self.pipe.vae_scale_factor

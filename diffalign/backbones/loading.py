@@ -1,5 +1,6 @@
 """What the families share in reading a pipeline: no guess from names, no network, no pickle."""
 
+import inspect
 from typing import Any, TypeVar
 
 import numpy as np
@@ -68,6 +69,9 @@ def _first_line(error: Exception) -> str:
 
 def process_of(config: Any) -> VP:
     """The forward process that a VP scheduler's config describes; raises InputError on one that we do not know."""
+    if "beta_schedule" not in config or config.get("trained_betas") is not None:
+        what = "own betas" if "beta_schedule" in config else "no beta schedule"
+        raise InputError(f"scheduler config: {what}; expected one of a variance-preserving process, as DDIM has it")
     try:
         return VP(
             schedule=config.beta_schedule,
@@ -101,7 +105,8 @@ def vp_solver(scheduler: Any, steps: int, device: torch.device) -> Solver:
     """A fresh copy of a variance-preserving scheduler, ready to run."""
     fresh = type(scheduler).from_config(scheduler.config)
     fresh.set_timesteps(steps, device=device)
-    return Solver(fresh.timesteps, fresh.init_noise_sigma, fresh.scale_model_input, fresh.step)
+    draws = "generator" in inspect.signature(fresh.step).parameters
+    return Solver(fresh.timesteps, fresh.init_noise_sigma, fresh.scale_model_input, fresh.step, draws)
 
 
 def flow_solver(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
 from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
@@ -33,7 +33,7 @@ class QwenImage(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(QwenImagePipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process = Flow(scale=float(self.pipe.scheduler.config.num_train_timesteps))
+        self.process: Flow = flow_of(self.pipe.scheduler.config)
         self.tokens: int = inspect.signature(QwenImagePipeline.__call__).parameters["max_sequence_length"].default
 
     @property

@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
 from diffalign.backbones.lora import read_lora
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
@@ -26,7 +26,7 @@ class SD3(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(StableDiffusion3Pipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process = Flow(scale=float(self.pipe.scheduler.config.num_train_timesteps))
+        self.process: Flow = flow_of(self.pipe.scheduler.config)
 
     @property
     def max_sequence_length(self) -> int:

@@ -17,9 +17,9 @@ from diffalign import conversions, folders, readers
 from diffalign.progress import track
 from diffalign.readers import shelf
 from diffalign.readers.base import Entry, Reader, RowError
-from diffalign.readers.files import Cells, File
+from diffalign.readers.files import Cells, File, fingerprint
 from diffalign.readers.judging import Policy
-from diffalign.records import Image, InputError, Judgement, Prompt, digest, prompt_id
+from diffalign.records import Image, InputError, Judgement, Prompt, prompt_id
 
 COLUMNS = ("where", "field", "reason", "detail")
 
@@ -94,7 +94,7 @@ def import_(
     places = {file.path: readers.roots(source, images, file) for file in files}
     plan = _plan(chosen, files, policy, bad)
     settings = {"dimension": dimension, "lists": lists, "ties": ties, "unpaired": unpaired, "bad": bad, "batch": batch}
-    arguments = settings | {"reader": chosen.name, "columns": mapping, "source": _fingerprint(files)}
+    arguments = settings | {"reader": chosen.name, "columns": mapping, "source": fingerprint(files)}
     batches = math.ceil(plan.kept / batch)
     fresh = not out.exists()
     manifest = folders.Manifest("import", arguments, batches)
@@ -141,21 +141,6 @@ def _refuse(error: RowError, bad: str) -> RowError:
     if bad == "refuse":
         raise error
     return error
-
-
-def _fingerprint(files: Sequence[File]) -> str:
-    """Hash of the files' names, lengths and last bytes (where Parquet keeps its index)."""
-    parts: list[str | int | bytes] = []
-    for file in files:
-        parts.append(file.path.name)
-        if file.path.is_file():
-            with file.path.open("rb") as handle:
-                size = file.path.stat().st_size
-                handle.seek(max(0, size - 65536))
-                parts += [size, handle.read()]
-        else:
-            parts += [str(row.values) for row in file.rows(file.columns)]
-    return digest("source", *parts)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def test_bombs_and_other_formats_are_not_decoded() -> None:
         ("a.jsonl", '{"prompt": "x"}\n[1]\n', r"a.jsonl, line 2: is list, expected an object"),
         ("a.json", '[{"prompt": "x"}, 3]', r"a.json, row 1: is int, expected an object"),
         ("a.json", '{"prompt": "x"}', "expected a list of objects"),
-        ("a.txt", "x", "expected Parquet, CSV"),
+        ("a.txt", "x", "expected Parquet, Arrow, CSV"),
     ],
 )
 def test_tables_that_are_none_are_refused_with_the_line(tmp_path: Path, name: str, text: str, match: str) -> None:

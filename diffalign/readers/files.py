@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffalign.readers.base import Row
-from diffalign.records import InputError
+from diffalign.records import InputError, digest
 
 Cells = Mapping[str, Any]
 Numbered = Callable[[Path], Iterable[tuple[int, Cells]]]
@@ -216,3 +216,18 @@ def _object(where: str, found: Any) -> Cells:
     if not isinstance(found, dict):
         raise InputError(f"{where}: is {type(found).__name__}, expected an object with one key a column")
     return found
+
+
+def fingerprint(files: Sequence[File]) -> str:
+    """Hash of the files' names, lengths and last bytes (where Parquet keeps its index)."""
+    parts: list[str | int | bytes] = []
+    for file in files:
+        parts.append(file.path.name)
+        if file.path.is_file():
+            with file.path.open("rb") as handle:
+                size = file.path.stat().st_size
+                handle.seek(max(0, size - 65536))
+                parts += [size, handle.read()]
+        else:
+            parts += [str(row.values) for row in file.rows(file.columns)]
+    return digest("source", *parts)

@@ -76,7 +76,8 @@ def _train(words: list[str]) -> str:
     """`train RECIPE [--field value …]`: the recipe's run, its values overlaid by typed flags of its own classes."""
     if not words or words[0].startswith("-"):
         raise InputError("usage: diffalign train RECIPE [--data DIR] [--out DIR] [--objective.beta 2000 …]")
-    from diffalign.run import Run, load_recipe
+    from diffalign.recipes import load_recipe
+    from diffalign.run import Run
 
     recipe = load_recipe(words[0])
     default = dataclasses.replace(recipe.run, out=recipe.run.out or f"runs/{recipe.path.stem}")

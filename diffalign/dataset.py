@@ -1,7 +1,6 @@
 """Records -> batches: groups in an endless, named order; whatever is done to a group is done to all its images."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from diffalign import conversions, folders
+from diffalign import conversions, decoding, folders
 from diffalign.objectives.base import Advantages, Judgement, Pairs, Ranking, Unpaired
 from diffalign.records import InputError, prompt_id
 from diffalign.records import Judgement as Row
@@ -183,8 +182,8 @@ def pixels(folder: Path, ids: Sequence[str], resolution: int) -> Iterator[tuple[
     """
     for name, data in folders.image_bytes(folder, ids):
         try:
-            picture = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+            picture = decoding.rgb(data)
+        except decoding.ERRORS as error:
             raise InputError(f"{folder}: image {name} cannot be decoded ({error})") from None
         scale = resolution / min(picture.size)
         if scale != 1:

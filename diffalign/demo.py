@@ -16,9 +16,9 @@ from diffalign import folders
 from diffalign.comparing import compare
 from diffalign.manifest import is_temporary
 from diffalign.pairing import pair
+from diffalign.recipes import load_recipe
 from diffalign.records import InputError
 from diffalign.report import report
-from diffalign.run import load_recipe
 from diffalign.sampling import sample
 from diffalign.scoring import score
 from diffalign.shapes import captions
@@ -43,8 +43,8 @@ class Sizes:
     test_prompts: int = 256
     test_noises: int = 1
     batch: int = 32
-    steps: int = 20
-    guidance: float = 3.0
+    steps: int = 10
+    guidance: float = 2.0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Images -> preferences by a model that is shown two of them, in both orders; nothing is scored in between."""
 
-import io
 import itertools
 import json
 from collections import Counter
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from diffalign import folders, records
+from diffalign import decoding, folders, records
 from diffalign.progress import track
 from diffalign.records import InputError, Judgement, digest
 from diffalign.scorers import questions
@@ -104,8 +103,8 @@ def _ask(server: Judge, images: Path, cut: Sequence[_Two], texts: dict[str, str]
 
 def _decode(data: bytes) -> PIL.Image.Image | str:
     try:
-        return PIL.Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        return decoding.rgb(data)
+    except decoding.ERRORS as error:
         return str(error)
 
 

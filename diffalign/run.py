@@ -1,20 +1,14 @@
 """The configuration as data: a run is an expression of frozen dataclasses, strict in and strict out."""
 
 import dataclasses
-import hashlib
-import importlib.util
 import json
 import math
-import sys
 from abc import ABC
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, final
 
-from diffalign import places
 from diffalign.inversion import Inversion
 from diffalign.objectives.base import Objective
-from diffalign.records import InputError
 from diffalign.times import TimeLaw, Uniform, Unweighted, Weighting
 
 
@@ -275,37 +269,3 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         keys = [*new, *(k for k in old if k not in new)]
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
     return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A loaded recipe: its run, the file it lies in and the sha256 of that file."""
-
-    run: Run
-    path: Path
-    sha256: str
-
-
-def load_recipe(name: str) -> Recipe:
-    """The run of `file.py`, `file.py:name` or a shipped recipe's name; raises InputError with one line on anything
-    else.
-
-    The file is executed as a module of its own and entered in `sys.modules`, so that an objective written inside a
-    recipe works like one of the library's.
-    """
-    text, _, attribute = name.partition(":")
-    path = places.recipe(text)
-    source = path.read_bytes()
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path}: is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, TypeError, ValueError, ImportError, NameError, AttributeError) as error:
-        raise InputError(f"{path}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-    run = module.__dict__.get(attribute or "run")
-    if not isinstance(run, Run):
-        raise InputError(f"{path}: defines no `{attribute or 'run'} = Run(...)`")
-    return Recipe(run, path, hashlib.sha256(source).hexdigest())

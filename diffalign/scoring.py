@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from diffalign import folders, scorers
+from diffalign import decoding, folders, scorers
 from diffalign.progress import track
 from diffalign.readers import folder as image_folder
 from diffalign.records import InputError, Record, Score
 from diffalign.scorers import Scorer
 
 # What a picture that cannot be decoded, or that a scorer cannot judge, raises. Any other error is a bug, shown as such.
-_UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError, PIL.Image.DecompressionBombError)
+# what a judge may raise of a picture that is odd though it can be decoded
+_UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,10 @@ def _keys(cut: Sequence[_Item], judges: Sequence[Scorer]) -> dict[str, list[str]
 def _decode(data: bytes) -> PIL.Image.Image | str:
     """The picture, RGB, or why there is none."""
     try:
-        return PIL.Image.open(io.BytesIO(data)).convert("RGB")
+        return decoding.rgb(data)
     except PIL.UnidentifiedImageError:
         return "is no picture"
-    except _UNREADABLE as error:
+    except decoding.ERRORS as error:
         return _reason(error)
 
 

@@ -31,8 +31,9 @@ from diffalign import backbones, dataset, folders, places, states, weights
 from diffalign.backbones.base import Backbone, errors
 from diffalign.intervals import bootstrap, prompt_means
 from diffalign.objectives import SFT
+from diffalign.recipes import load_recipe
 from diffalign.records import digest
-from diffalign.run import Run, States, load_recipe, to_data
+from diffalign.run import Run, States, to_data
 from diffalign.training import Trainer
 
 # Images that a step, or a pass of the measurement over held-out pairs, sees at once.

@@ -13,7 +13,8 @@ from diffalign.folders import write_atomically
 from diffalign.objectives import MarginAdaptive
 from diffalign.objectives.base import Advantages, Judgement, Modifier, Objective, Pairs, Ranking, Unpaired
 from diffalign.objectives.pairwise import PairwiseObjective
-from diffalign.run import EMA, HardCopy, Run, load_recipe
+from diffalign.recipes import load_recipe
+from diffalign.run import EMA, HardCopy, Run
 
 BEGIN, END = "<!-- methods -->", "<!-- /methods -->"
 HEAD = ("method", "class", "recipes", "paper", "reference", "data", "extra forward passes per image")

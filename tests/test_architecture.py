@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "diffalign"
 
 FLOORS = {
-    "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0,
+    "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0, "decoding": 0,
     "manifest": 0, "conversions": 0, "intervals": 0, "card": 0,
     "adapters": 1, "attention": 1, "activations": 1,
     "objectives": 1, "diffusion": 1, "times": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,
-    "run": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2, "dataset": 2,
+    "run": 2, "recipes": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2,
+    "dataset": 2,
     "comparing": 2, "readers": 2, "importing": 2, "judging": 2, "measuring": 2, "journal": 2,
     "selecting": 1, "fifa": 1, "buckets": 1, "observations": 2, "gallery": 2,
     "policy": 3, "states": 3, "sampling": 3, "export": 3,
@@ -26,7 +27,7 @@ FLOORS = {
 }  # fmt: skip
 # what a report is made of lies in files of its own, and they may import each other
 SAME_FLOOR = {
-    ("dataset", "cache"), ("times", "diffusion"), ("inversion", "diffusion"), ("journal", "run"),
+    ("dataset", "cache"), ("times", "diffusion"), ("inversion", "diffusion"), ("journal", "run"), ("recipes", "run"),
     ("report", "curves"), ("report", "findings"), ("report", "pictures"),
     ("curves", "findings"), ("curves", "pictures"), ("findings", "pictures"), ("pictures", "findings"),
     ("demo", "training"), ("demo", "report"), ("scorers", "shapes"), ("scoring", "readers"),
@@ -46,7 +47,8 @@ HEAVY = {
     "datasets": set(),
 }
 WITHOUT_TORCH = {
-    "records", "folders", "manifest", "streams", "progress", "places", "pairing", "comparing", "cli", "__main__"
+    "records", "folders", "manifest", "streams", "progress", "places", "decoding", "pairing", "comparing", "cli",
+    "__main__",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def png(seed: int, size: tuple[int, int] = (32, 32)) -> bytes:
 
 
 def images(place: Path, per_prompt: int = 3, sizes: Sequence[tuple[int, int]] = ((32, 32),)) -> dict[str, list[Image]]:
-    """An images folder at `place`; prompt id -> its images."""
+    """An images folder at `place`; prompt id -> its images, every other one with a caption of its own."""
     prompts = [Prompt(prompt_id(text), text) for text in TEXTS]
     made: dict[str, list[Image]] = {}
     for n, prompt in enumerate(prompts):
@@ -30,7 +30,9 @@ def images(place: Path, per_prompt: int = 3, sizes: Sequence[tuple[int, int]] = 
             width, height = sizes[(n + index) % len(sizes)]
             data = png(100 * n + index, (width, height))
             name, image = digest("picture", prompt.id, index), {"bytes": data, "path": None}
-            row = Image(name, prompt.id, image, digest(data), width, height, model="none", seed=0, index=index)
+            caption = f"{prompt.text} on the left" if index % 2 else None
+            known = {"caption": caption, "model": "none", "seed": 0, "index": index}
+            row = Image(name, prompt.id, image, digest(data), width, height, **known)
             made.setdefault(prompt.id, []).append(row)
     folders.begin(place, folders.Manifest("sample", {"world": per_prompt, "sizes": [list(s) for s in sizes]}, 1))
     folders.write_part(place, "prompts", 0, prompts)
@@ -66,4 +68,19 @@ def ranked(place: Path) -> Path:
         ids = tuple(row.id for row in drawn)
         name = digest("judgement", *ids)
         rows.append(Judgement(name, group_id(prompt, ids), "ranking", ids, scores=(0.1, 0.9, 0.5), source="test"))
+    return judged(place, rows)
+
+
+def single(place: Path, kind: str = "unpaired") -> Path:
+    """Three images a prompt: each by itself with its desirability, or together with their advantages."""
+    rows = []
+    for prompt, drawn in images(place / "images").items():
+        ids = tuple(row.id for row in drawn)
+        if kind == "advantages":
+            known = {"scores": (-0.5, 1.5, -1.0), "source": "test"}
+            rows.append(Judgement(digest("judgement", *ids), group_id(prompt, ids), kind, ids, **known))
+            continue
+        for n, i in enumerate(ids):
+            name = digest("judgement", i)
+            rows.append(Judgement(name, group_id(prompt, (i,)), kind, (i,), p=(1.0, 0.0, 0.5)[n], source="test"))
     return judged(place, rows)

@@ -1,0 +1,67 @@
+"""A recipe's file -> its run: somebody's Python, executed once, its mistakes in one line."""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from diffalign import places
+from diffalign.records import InputError
+from diffalign.run import Run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe: its run, the file it lies in and the sha256 of that file."""
+
+    run: Run
+    path: Path
+    sha256: str
+
+
+def load_recipe(name: str) -> Recipe:
+    """The run of `file.py`, `file.py:name` or a shipped recipe's name; raises InputError with one line on anything
+    else.
+
+    The file is executed as a module of its own and entered in `sys.modules`, so that an objective written inside a
+    recipe works like one of the library's.
+    """
+    text, _, attribute = name.partition(":")
+    path = places.recipe(text)
+    source = path.read_bytes()
+    if path.suffix != ".py":
+        raise InputError(f"{path}: is not a Python file")
+    loader = _Fresh(f"recipe_{path.stem}", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    sys.modules[loader.name] = module
+    try:
+        loader.exec_module(module)
+    except Exception as error:  # whatever somebody's code may raise
+        raise InputError(f"{path}: {_said(error, module)}") from None
+    run = module.__dict__.get(attribute or "run")
+    if not isinstance(run, Run):
+        raise InputError(f"{path}: defines no `{attribute or 'run'} = Run(...)`")
+    return Recipe(run, path, hashlib.sha256(source).hexdigest())
+
+
+class _Fresh(SourceFileLoader):
+    """Compiles what lies there now: a compilation kept from before is told apart by size and second alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _said(error: Exception, module: ModuleType) -> str:
+    """An error in one line, with the nearest field where one is misspelt."""
+    text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    kind = vars(module).get(found[1]) if found else None
+    names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    near = difflib.get_close_matches(found[2], names, 1) if found else []
+    return f"{text}, did you mean {near[0]!r}?" if near else text

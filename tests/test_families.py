@@ -1,6 +1,7 @@
 """What is particular to one family: numbers that only it has, against its own pipeline."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from diffalign import backbones, dataset, folders
 from diffalign.backbones import latents
 from diffalign.backbones.base import Backbone, select
 from diffalign.diffusion import VP, Flow
+from diffalign.objectives import DPO
 from diffalign.records import InputError, Prompt, prompt_id
+from diffalign.run import AdamW, LoRA, Run
 from diffalign.sampling import Artist, Sampler, to_png
+from diffalign.training import train
 
 PROMPTS = ("a red circle", "the small blue square on the right and a large green circle on the left")
 
@@ -278,3 +282,31 @@ def test_zimage_counts_guidance_from_the_conditional_branch(models: dict[str, Pa
     assert [backbone.unconditional(scale) for scale in (0.0, 0.5, 1.0)] == [False, True, True]
     without, given = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
     torch.testing.assert_close(backbone.guide(without, given, 1.0), 2 * given - without)
+
+
+# --- training
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_trains(models: dict[str, Path], pairs: Path, tmp_path: Path, family: str) -> None:
+    """Two steps by LoRA, conditioning read from disk: at first policy and reference are one, then they are not."""
+    run = Run(
+        str(models[family]),
+        DPO(beta=100.0),
+        policy=LoRA(rank=2, alpha=2.0),
+        data=str(pairs),
+        out=str(tmp_path / "run"),
+        steps=2,
+        batch=2,
+        resolution=32,
+        optimizer=AdamW(lr=1e-2),
+        caption_dropout=0.5,
+        log_every=1,
+    )
+    train(run)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert lines[0]["gradient_norm"] > 0
+    assert lines[1]["loss"] != lines[0]["loss"]
+    backbone = backbones.load(str(models[family]))
+    backbone.load_lora(tmp_path / "run" / "policy" / "pytorch_lora_weights.safetensors")

@@ -53,7 +53,7 @@ def main() -> None:
     """Read the command line, run the seeds one after another, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write, one demonstration a seed below it")
-    parser.add_argument("--backbone", choices=("sdxl", "sd3"), default="sdxl")
+    parser.add_argument("--backbone", choices=("sdxl",), default="sdxl")
     asked = parser.parse_args()
     print(markdown(table(asked.out, asked.backbone, replace(Sizes(), test_noises=NOISES))), end="")
 

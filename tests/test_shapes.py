@@ -68,9 +68,7 @@ def test_shapes_and_fills_are_told_apart_at_one_geometry():
     """At the smallest size every two of the twelve drawings differ clearly."""
     kinds = [(shape, fill) for shape in scene.SHAPES for fill in scene.FILLS]
     offsets = np.arange(-15, 16, dtype=np.float32)
-    drawn = [
-        scene.coverage(s, f, offsets[None], offsets[:, None], 8.8, scene.STROKE * 64).ravel() for s, f in kinds
-    ]
+    drawn = [scene.coverage(s, f, offsets[None], offsets[:, None], 8.8, scene.STROKE * 64).ravel() for s, f in kinds]
     for i, a in enumerate(drawn):
         for b in drawn[:i]:
             assert ((a - b) ** 2).sum() > 0.1 * min(a @ a, b @ b)

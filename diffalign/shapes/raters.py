@@ -77,9 +77,7 @@ def p_first(rater: Rater, first: np.ndarray | float, second: np.ndarray | float)
     return np.where(np.abs(gap) <= rater.tie, 0.5, p)
 
 
-def vote(
-    rater: Rater, first: np.ndarray | float, second: np.ndarray | float, rng: np.random.Generator
-) -> np.ndarray:
+def vote(rater: Rater, first: np.ndarray | float, second: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
     """One vote on each pair of utilities: 1 (first), 0 (second) or 1/2 (a tie); its mean over draws is `p_first`."""
     p = p_first(rater, first, second)
     gap = np.abs(np.asarray(first, np.float64) - np.asarray(second, np.float64))

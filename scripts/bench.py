@@ -1,0 +1,118 @@
+"""Numbers of the machine that it runs on, not of any test: python scripts/bench.py [imports] [loading] [toggle]
+
+Each line gives what was measured, and the bound that it is held against. Processor seconds, not the clock's, where a
+busy machine would be measured instead.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+GIB = 2**30
+SDXL = {
+    **{"cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "block_out_channels": (320, 640, 1280)},
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    **{"transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True},
+    **{"addition_embed_type": "text_time", "addition_time_embed_dim": 256},
+    "projection_class_embeddings_input_dim": 2816,
+}
+# not getrusage's figure, which a process takes over from the one that started it
+LOAD = """
+import sys
+from diffalign import backbones
+import diffusers, transformers
+from diffusers import StableDiffusionXLPipeline
+def peak():
+    return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+backbones.load(sys.argv[1])
+print("RSS", before, peak())
+"""
+
+
+def line(what: str, found: float, bound: float, unit: str) -> None:
+    print(f"{what:<46} {found:8.3f} {unit:<4} (bound {bound:g} {unit}){'' if found <= bound else '  OVER'}", flush=True)
+
+
+def processor_seconds(*command: str) -> float:
+    """User and system time of a command that ends well, the least of three."""
+    found = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
+
+
+def imports() -> None:
+    """How long a user waits before anything happens."""
+    bare = processor_seconds("-c", "pass")
+    line("import diffalign", processor_seconds("-c", "import diffalign") - bare, 0.2, "s")
+    line("diffalign --help", processor_seconds("-m", "diffalign", "--help"), 1, "s")
+    words = ("train", "shapes_dpo", "--help")
+    line(f"diffalign {' '.join(words)}", processor_seconds("-m", "diffalign", *words), 6, "s")
+
+
+def loading() -> None:
+    """Peak memory of loading an SDXL-shaped model whose denoiser is a file of about 1 GiB."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import diffusers
+    import tiny
+
+    pipe, sizes = tiny.sdxl(), {"block_out_channels": (96, 192, 512), "attention_head_dim": (2, 4, 8)}
+    changed = sizes | {"transformer_layers_per_block": (1, 2, 7), "cross_attention_dim": 80, "norm_num_groups": 32}
+    unet = diffusers.UNet2DConditionModel(
+        **SDXL | changed | {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}
+    )
+    pipe.register_modules(unet=unet)
+    with tempfile.TemporaryDirectory() as place:
+        pipe.save_pretrained(place)
+        del pipe, unet
+        size = sum(p.stat().st_size for p in Path(place, "unet").glob("*.safetensors"))
+        out = subprocess.run([sys.executable, "-c", LOAD, place], check=True, capture_output=True, text=True).stdout
+    before, peak = (int(kib) * 1024 / GIB for kib in out.split("RSS")[1].split())
+    print(f"denoiser's file {size / GIB:.3f} GiB, process before loading {before:.3f} GiB")
+    line("peak resident memory after loading", peak, 1.15 * size / GIB + 1, "GiB")
+
+
+def toggle() -> None:
+    """Turning the adapters of SDXL off and on again around a reference pass, without weights."""
+    import diffusers
+
+    from diffalign.backbones import SDXL as Family
+    from diffalign.policy import Policy
+    from diffalign.run import Frozen, LoRA
+
+    class Bare:
+        """A backbone of which a policy needs no more than this."""
+
+        targets, idle, part = Family.targets, (), "unet"
+        denoiser: nn.Module
+
+    bare = Bare()
+    with torch.device("meta"):
+        bare.denoiser = diffusers.UNet2DConditionModel(**SDXL)
+    policy = Policy(bare, LoRA(rank=1), 0, reference=Frozen())
+    modules = sum(1 for _ in bare.denoiser.modules())
+    found = []
+    for _ in range(50):
+        start = time.process_time()
+        with policy.past("reference", bare.denoiser):
+            pass
+        found.append(1000 * (time.process_time() - start))
+    print(f"{modules} modules, {len(policy.parameters) // 2} adapters")
+    line("adapters off and on again, median of 50", sorted(found)[25], 2, "ms")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or ("imports", "loading", "toggle"):
+        {"imports": imports, "loading": loading, "toggle": toggle}[name]()

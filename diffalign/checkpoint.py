@@ -45,24 +45,29 @@ def scratch(folder: Path) -> Path:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` when the body ends, or is deleted where it fails.
+def spare(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, gone when the body ends or fails.
 
     Raises OSError where there is no room, whichever library was writing.
     """
     temporary = scratch(folder)
     try:
         yield temporary
-        publish(folder, temporary)
     except SafetensorError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         known = next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if f"os error {n})" in str(error)), None)
         if known is None:
             raise
         raise OSError(known, os.strerror(known), str(folder)) from None
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the body ends, or is deleted where it fails; as `spare`."""
+    with spare(folder) as temporary:
+        yield temporary
+        publish(folder, temporary)
 
 
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """A run or an adapter -> files that others load, each checked by loading it again; and the model card beside them."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +64,7 @@ def convert(
     if full:
         _load_full(backbone, source / "policy" / backbone.part)
     wanted = _output(backbone, told)
-    temporary = checkpoint.scratch(out)
-    try:
+    with checkpoint.spare(out) as temporary:
         if to in ("merged", "single-file"):
             adapters.fuse(backbone.denoiser, adapter)
             written = _write_model(backbone, to, temporary, dtype)
@@ -77,16 +75,10 @@ def convert(
             adapters.remove(backbone.denoiser)
             found = _reloaded(backbone, written, adapter, told)
         _compare(found, wanted, plain, dtype if to in ("merged", "single-file") else "float32")
-    except InputError:
-        shutil.rmtree(temporary)
-        raise
-    if to in FILES:
-        checkpoint.publish(out, written)
-        shutil.rmtree(temporary)
-    else:
-        known = card.Known(run, comparison, _pictures(gallery, temporary))
-        (temporary / "README.md").write_text(card.write(known, model=model, to=to), encoding="utf-8")
-        checkpoint.publish(out, temporary)
+        if to not in FILES:
+            known = card.Known(run, comparison, _pictures(gallery, temporary))
+            (temporary / "README.md").write_text(card.write(known, model=model, to=to), encoding="utf-8")
+        checkpoint.publish(out, written if to in FILES else temporary)
     if push:
         weights.push(out, push)
     return f"{out}: {to}, read back with the same denoiser output{f'; pushed to {push}' if push else ''}"

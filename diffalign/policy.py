@@ -188,16 +188,15 @@ class Policy:
 
     def export(self, folder: Path) -> None:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`."""
-        temporary = checkpoint.scratch(folder)
-        if isinstance(self.adaptation, LoRA):
-            own = adapters.of(self.denoiser)
-            whole = adapters.joined(self._first, own) if self._first else own
-            self.backbone.save_lora(temporary, *adapters.peft(whole))
-        else:
-            self.denoiser.save_pretrained(temporary / self.backbone.part)
-        for file in temporary.rglob("*.safetensors"):
-            weights.settle_header(file)
-        checkpoint.publish(folder, temporary)
+        with checkpoint.written(folder) as temporary:
+            if isinstance(self.adaptation, LoRA):
+                own = adapters.of(self.denoiser)
+                whole = adapters.joined(self._first, own) if self._first else own
+                self.backbone.save_lora(temporary, *adapters.peft(whole))
+            else:
+                self.denoiser.save_pretrained(temporary / self.backbone.part)
+            for file in temporary.rglob("*.safetensors"):
+                weights.settle_header(file)
 
 
 @torch.no_grad()

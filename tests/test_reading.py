@@ -58,7 +58,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of which every first image has a caption of its own, two of them the same."""
     place, rows, made = tmp_path_factory.mktemp("captioned"), [], []
     for n, (prompt, (a, b, _)) in enumerate(worlds.images(place / "images").items()):
-        made += [dataclasses.replace(a, caption=f"the image {max(n, 1)}"), b]
+        made += [dataclasses.replace(a, caption=f"the image {max(n, 1)}"), dataclasses.replace(b, caption=None)]
         rows.append(pair(prompt, a.id, b.id, 1.0, source="test"))
     folders.write_part(place / "images", "images", 0, made)
     return worlds.judged(place, rows)

@@ -64,7 +64,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return worlds.judged(place, rows)
 
 
-def test_own_captions(captioned: Path, pairs: Path) -> None:
+def test_own_captions(captioned: Path) -> None:
     plain, own = Dataset(captioned), Dataset(captioned, captions="own")
     for group in own.groups:
         texts = {own.texts[own.text_of(group, i)] for i in group.images}
@@ -74,8 +74,16 @@ def test_own_captions(captioned: Path, pairs: Path) -> None:
         assert {plain.text_of(group, i) for i in group.images} == {group.prompt}
     assert len(own.text_ids()) == 6 + 5
     assert prompt_id("the image 1") in own.text_ids()
+
+
+def test_own_captions_where_there_are_none(tmp_path: Path) -> None:
+    rows, made = [], []
+    for prompt, (a, b, _) in worlds.images(tmp_path / "images").items():
+        made += [dataclasses.replace(image, caption=None) for image in (a, b)]
+        rows.append(pair(prompt, a.id, b.id, 1.0, source="test"))
+    folders.write_part(tmp_path / "images", "images", 0, made)
     with pytest.raises(InputError, match="no image has a caption of its own"):
-        Dataset(pairs, captions="own")
+        Dataset(worlds.judged(tmp_path, rows), captions="own")
 
 
 def run_of(model: Path, data: Path, out: Path) -> Run:

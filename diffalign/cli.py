@@ -8,9 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import tyro
-
-from diffalign import __version__
+from diffalign import __version__, parsing
 from diffalign.records import InputError
 
 VERBS = {
@@ -69,7 +67,7 @@ def _run(words: Sequence[str]) -> str:
         return _train(rest)
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
     function = vars(importlib.import_module(VERBS[verb][0]))[name]
-    return tyro.cli(function, args=rest, prog=f"diffalign {verb}")
+    return parsing.call(function, rest, f"diffalign {verb}")()
 
 
 def _train(words: list[str]) -> str:
@@ -81,10 +79,7 @@ def _train(words: list[str]) -> str:
 
     recipe = load_recipe(words[0])
     default = dataclasses.replace(recipe.run, out=recipe.run.out or f"runs/{recipe.path.stem}")
-    try:
-        run = tyro.cli(Run, default=default, args=words[1:], prog=f"diffalign train {words[0]}")
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    run = parsing.parse(Run, words[1:], f"diffalign train {words[0]}", default)
     from diffalign.training import train
 
     return train(run, recipe={"name": recipe.path.name, "sha256": recipe.sha256})

@@ -248,6 +248,8 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     Writes `run.json`, `metrics.jsonl`, `tensorboard/`, `checkpoint-N/` and at the end `policy/`. Raises InputError
     where the folder holds another run (naming the fields that differ) or where an error is no longer finite.
     """
+    if not run.data:
+        raise InputError("data: is missing; give --data FOLDER, the judgements to learn from (what `pair` writes)")
     out = Path(run.out)
     kernel = {"auto": "sdpa"}.get(run.attention, run.attention)
     run = dataclasses.replace(run, precision=_precision(run.precision), attention=kernel)

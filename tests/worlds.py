@@ -54,11 +54,13 @@ def judged(place: Path, rows: Sequence[Judgement], scores: Sequence[Score] = ())
 
 def pairs(place: Path) -> Path:
     """Two pairs a prompt that share an image, one of them with a soft label the other way round."""
-    rows = []
+    rows, scores = [], []
     for prompt, (a, b, c) in images(place / "images").items():
+        values = zip((a, b, c), (0.8, 0.5, 1.0), strict=True)
+        scores += [Score(image.id, prompt, "test", "1", "none", value) for image, value in values]
         rows += [pair(prompt, a.id, b.id, 1.0, source="test", score_gap=0.3)]
         rows += [pair(prompt, a.id, c.id, 0.2, source="test", score_gap=-0.2)]
-    return judged(place, rows)
+    return judged(place, rows, scores)
 
 
 def ranked(place: Path) -> Path:

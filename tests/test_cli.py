@@ -1,0 +1,277 @@
+"""The command line: what is typed wrongly is named with what was meant; exit statuses; Ctrl-C, kill and full disks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import worlds
+from commands import Command, Ended, contents, run
+
+from diffalign import __version__
+from diffalign.cli import VERBS
+
+SCORER = """
+import numpy as np
+
+def brightness(images, prompts):
+    return np.array([np.asarray(i).mean() for i in images])
+"""
+
+
+def said(ended: Ended) -> str:
+    """The one line of a refusal."""
+    assert ended.status == 2, ended
+    assert ended.out == ""
+    assert ended.err.count("\n") == 1, ended.err
+    assert ended.err.startswith("diffalign: ")
+    return ended.err.removeprefix("diffalign: ").rstrip("\n")
+
+
+# --- as everybody starts it
+
+
+def test_as_a_module_and_as_a_script(tmp_path: Path) -> None:
+    module = [sys.executable, "-m", "diffalign"]
+    script = Path(sys.executable).with_name("diffalign")
+    for command in [module, *([[str(script)]] if script.exists() else [])]:
+        found = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert found.stdout == f"{__version__}\n"
+        wrong = subprocess.run([*command, "smaple"], capture_output=True, text=True, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert wrong.stderr.startswith("diffalign: no verb 'smaple', did you mean 'sample'? (demo, sample, ")
+
+
+def test_help_lists_every_verb(tmp_path: Path) -> None:
+    for words in ([], ["--help"], ["-h"]):
+        ended = run(*words, cwd=tmp_path)
+        assert (ended.status, ended.err) == (0, "")
+        assert all(f"  {verb} " in ended.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train"}))
+def test_help_says_what_every_flag_is(verb: str, tmp_path: Path) -> None:
+    ended = run(verb, "--help", cwd=tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    assert f"usage: diffalign {verb}" in ended.out
+
+
+def test_help_of_train_shows_the_recipes_own_fields(tmp_path: Path) -> None:
+    ended = run("train", "shapes_dpo", "--help", cwd=tmp_path)
+    assert ended.status == 0
+    for flag in ("--objective.beta", "--policy.rank", "--optimizer.lr", "--states.noise", "--caption-dropout"):
+        assert flag in ended.out
+
+
+# --- typed wrongly
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["smaple"], "no verb 'smaple', did you mean 'sample'?"),
+        (["xyz"], "no verb 'xyz' ("),
+        (["train"], "usage: diffalign train RECIPE"),
+        (["train", "--steps", "3"], "usage: diffalign train RECIPE"),
+        (["train", "shapes_dpoo"], "shapes_dpoo: no such recipe file, nor a shipped recipe"),
+        (["train", "shapes_dpo", "--data", "d", "--objective.beta", "-1"], "beta = -1.0: expected a positive number"),
+        (["train", "shapes_dpo", "--data", "d", "--steps", "0"], "steps = 0: expected at least 1"),
+        (["train", "shapes_dpo"], "data: is missing; give --data FOLDER"),
+        (["train", "shapes_dpo", "--data", "nowhere"], "nowhere: no such folder"),
+        (["sample", "--model", "m", "--prompts", "p.txt", "--out", "o"], "p.txt: no such prompt file"),
+        (["score", "nowhere", "--scorer", "gold", "--out", "o"], "nowhere"),
+        (["pair", "nowhere", "--out", "o"], "nowhere: no such folder"),
+        (["compare", "nowhere", "there", "--out", "o"], "nowhere: no such folder"),
+        (["report", "nowhere", "--out", "o.html"], "nowhere: "),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else "",
+)
+def test_mistakes_are_one_line(words: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in said(run(*words, cwd=tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {".out", ".err"}, "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["sample", "--modle", "m", "--prompts", "p", "--out", "o"], "--model"),
+        (["sample", "--model", "m", "--prompts", "p", "--out", "o", "--per-promt", "3"], "--per-prompt"),
+        (["train", "shapes_dpo", "--objective.bet", "3"], "--objective.beta"),
+        (["train", "shapes_dpo", "--optimiser.lr", "3"], "--optimizer.lr"),
+        (["pair", "s", "--out", "o", "--min-gapp", "3"], "--min-gap"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else "",
+)
+def test_unknown_flags_are_refused_with_the_nearest(words: list[str], meant: str, tmp_path: Path) -> None:
+    line = said(run(*words, cwd=tmp_path))
+    assert f"did you mean {meant}? (`diffalign {words[0]}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sample", "--model", "m", "--prompts", "p", "--out", "o", "--seed", "three"], "--seed"),
+        (["sample", "--model", "m", "--prompts", "p"], "--out"),
+        (["pair", "s", "--out", "o", "--rule", "best"], "--rule"),
+        (["train", "shapes_dpo", "--policy.rank", "many"], "--policy.rank"),
+        (["score", "--out", "o"], "Missing from diffalign score: PATH"),
+    ],
+    ids=lambda w: " ".join(w) if isinstance(w, list) else "",
+)
+def test_values_of_another_type_are_refused_by_flag(words: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in said(run(*words, cwd=tmp_path))
+
+
+def test_a_recipe_with_a_misspelt_field(tmp_path: Path) -> None:
+    text = "from diffalign.objectives import DPO\nfrom diffalign.run import Run\n"
+    (tmp_path / "mine.py").write_text(text + 'run = Run(model="m", objective=DPO(), step=3)\n')
+    assert said(run("train", "mine.py", cwd=tmp_path)) == (
+        "mine.py: TypeError: Run.__init__() got an unexpected keyword argument 'step', did you mean 'steps'?"
+    )
+
+
+# --- stages on the wrong folders
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """images, scores and pairs below a folder to work in, and a scorer."""
+    worlds.pairs(tmp_path)
+    (tmp_path / "scorer.py").write_text(SCORER)
+    return tmp_path
+
+
+def test_stages_refuse_folders_of_other_stages(world: Path, models: dict[str, Path]) -> None:
+    holds = "holds the output of"
+    assert f"pairs: {holds} `pair`, expected that of `score`" in said(run("pair", "pairs", "--out", "o", cwd=world))
+    wrong = run("score", "scores", "--scorer", "scorer.py:brightness", "--out", "o", cwd=world)
+    assert f"scores: {holds} `score`, expected that of `sample`" in said(wrong)
+    assert f"images: {holds} `sample`" in said(run("compare", "images", "scores", "--out", "o", cwd=world))
+    flags = ("--model", models["sdxl"], "--resolution", 32, "--out", "o")
+    assert f"images: {holds} `sample`" in said(run("train", "shapes_dpo", "--data", "images", *flags, cwd=world))
+    assert "pairs: " in said(run("report", "pairs", "--out", "o.html", cwd=world))
+    assert not (world / "o").exists()
+    assert not (world / "o.html").exists()
+
+
+def test_folders_that_hold_something_else_are_left_alone(world: Path, models: dict[str, Path]) -> None:
+    (world / "full").mkdir()
+    (world / "full" / "mine.txt").write_text("mine")
+    (world / "p.txt").write_text("a red circle\n")
+    (world / "file").write_text("mine")
+    before = contents(world, without=(".out", ".err"))
+    draw = ("sample", "--model", models["sdxl"], "--prompts", "p.txt", "--steps", 1, "--out")
+    score = ("score", "images", "--scorer", "scorer.py:brightness", "--out")
+    for words in ((*draw, "full"), (*score, "full"), ("pair", "scores", "--out", "full")):
+        assert "full: is not empty and holds no record folder; choose another --out" in said(run(*words, cwd=world))
+    for words in ((*draw, "file"), (*score, "file"), ("pair", "scores", "--out", "file")):
+        assert "file: is a file" in said(run(*words, cwd=world))
+    assert "images: holds the output of `sample`" in said(run(*score, "images", cwd=world))
+    assert contents(world, without=(".out", ".err", "__pycache__")) == before
+
+
+def test_a_half_written_shard_is_named(world: Path) -> None:
+    victim = world / "images" / "images" / "part-00000.parquet"
+    victim.write_bytes(victim.read_bytes()[:100])
+    line = said(run("score", "images", "--scorer", "scorer.py:brightness", "--out", "o", cwd=world))
+    assert "images/images/part-00000.parquet: is not a whole Parquet file" in line
+    victim.unlink()
+    line = said(run("score", "images", "--scorer", "scorer.py:brightness", "--out", "o", cwd=world))
+    assert line.endswith("images: 1 of 1 parts are missing; run its `sample` again")
+
+
+# --- interrupted
+
+
+SLOW = """
+import os, time
+import numpy as np
+
+def brightness(images, prompts):
+    time.sleep(float(os.environ.get("SLOW", "0")))
+    return np.array([np.asarray(i).mean() for i in images])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_scoring_goes_on_to_the_same_bytes(world: Path, number: signal.Signals) -> None:
+    (world / "scorer.py").write_text(SLOW.replace('os.environ.get("SLOW", "0")', '"0.05"'))
+    words = ("score", "images", "--scorer", "scorer.py:brightness", "--batch", 2, "--out")
+    assert run(*words, "whole", cwd=world).status == 0
+    command = Command(*words, "parts", cwd=world)
+    ended = command.until((world / "parts/scores/part-00001.parquet").exists).signal(number).ended()
+    assert ended.status == (130 if number == signal.SIGINT else -9)
+    assert not (world / "parts/scores/part-00008.parquet").exists()
+    assert run(*words, "parts", cwd=world).status == 0
+    assert contents(world / "parts") == contents(world / "whole")
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place]).returncode:
+        pytest.skip("a disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Fill a disk but for `leave` bytes."""
+    free = shutil.disk_usage(disk).free
+    (disk / "ballast").write_bytes(b"0" * max(0, free - leave))
+    return disk / "ballast"
+
+
+def test_a_full_disk_under_training(disk: Path, pairs: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    words = [
+        *("train", "shapes_dpo", "--model", models["sdxl"], "--data", pairs, "--resolution", 32, "--steps", 2),
+        *("--batch", 2, "--policy.rank", 2, "--save-every", 1, "--out"),
+    ]
+    assert run(*words, "whole", cwd=tmp_path).status == 0
+    expected = contents(tmp_path / "whole", without=("tensorboard", "cache", "run.json"))
+    for leave in (0, 30_000, 150_000):
+        ballast = fill(disk, leave)
+        line = said(run(*words, disk / "run", cwd=tmp_path))
+        assert "No space left on device; free some room and run the same command again" in line
+        assert not [p for p in disk.rglob("*") if ".tmp" in p.name], "nothing half-written"
+        ballast.unlink()
+    assert run(*words, disk / "run", cwd=tmp_path).status == 0
+    assert contents(disk / "run", without=("tensorboard", "cache", "run.json")) == expected
+
+
+def test_a_full_disk_under_every_stage(disk: Path, models: dict[str, Path], world: Path) -> None:
+    (world / "p.txt").write_text("a red circle\nthe blue square\n")
+    draw = ("sample", "--model", models["sdxl"], "--prompts", "p.txt", "--steps", 1, "--per-prompt", 3, "--batch", 2)
+    score = ("score", "images", "--scorer", "scorer.py:brightness", "--batch", 2)
+    assert run(*score, "--out", "scored", cwd=world).status == 0
+    stages = {"images": draw, "scores": score, "pairs": ("pair", "scored"), "compare": ("compare", "scored", "scored")}
+    for name, words in stages.items():
+        ballast = fill(disk, 0)
+        line = said(run(*words, "--out", disk / name, cwd=world))
+        assert line.endswith("No space left on device; free some room and run the same command again")
+        assert not [p for p in disk.rglob("*") if p.is_file() and p != ballast and p.stat().st_size], (
+            "nothing half-written"
+        )
+        ballast.unlink()
+        ended = run(*words, "--out", disk / name, cwd=world)
+        assert (ended.status, ended.err) == (0, ""), ended
+        shutil.rmtree(disk / name)
+
+
+def test_a_place_that_cannot_be_written(disk: Path, tmp_path: Path, models: dict[str, Path]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ("sample", "--model", models["sdxl"], "--prompts", "p.txt", "--steps", 1, "--out", disk / "out")
+    line = said(run(*words, cwd=tmp_path))
+    assert line == (
+        f"{disk / 'out'}: Read-only file system; choose a folder that can be written and run the same command again"
+    )

@@ -367,12 +367,14 @@ def test_a_file_that_reads_back_otherwise_is_not_kept(
 
 
 def test_kohya_files_of_another_model_are_refused(
-    models: dict[str, Path], policies: dict[str, Path], tmp_path: Path
+    models: dict[str, Path], policies: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Names of a kohya file say little: what did not find its module is counted after loading."""
     export.convert(policies["sdxl"], to="kohya", out=tmp_path / "xl.safetensors", model=str(models["sdxl"]))
-    with pytest.raises(InputError, match="does not fit this model|of another model"):
+    with pytest.raises(InputError, match="does not fit this model|of another model") as error:
         backbones.load(str(models["sd"])).load_lora(tmp_path / "xl.safetensors")
+    assert "\n" not in str(error.value)
+    assert not caplog.records, "nobody else says it too"
 
 
 def test_adapters_that_are_no_plain_lora_are_refused(models: dict[str, Path], tmp_path: Path) -> None:

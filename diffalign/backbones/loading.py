@@ -1,6 +1,7 @@
 """What the families share in reading a pipeline: no guess from names, no network, no pickle."""
 
 import inspect
+import logging
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,13 +32,13 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
         for file in sorted((source.folder / part).glob("*.safetensors")):
             weights.header(file)
     for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)  # their errors are raised too, and said by us in one line
         library.disable_progress_bar()
     try:
         pipe = _from_file(kind, source, absent, dtype) if source.file else _from_folder(kind, source, absent, dtype)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         place = source.file or source.folder
-        raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {_first_line(error)}") from None
+        raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {said(error)}") from None
     for name, module in pipe.components.items():
         if isinstance(module, nn.Module):
             if missing := next((n for n, p in module.named_parameters() if p.is_meta), None):
@@ -63,8 +64,9 @@ def _from_file(kind: type[P], source: weights.Source, absent: dict[str, None], d
     )
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def said(error: Exception) -> str:
+    """What an error says, in one line of no great length."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:240]
 
 
 def process_of(config: Any) -> VP:

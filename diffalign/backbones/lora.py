@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from diffalign import adapters, weights
+from diffalign.backbones.loading import said
 from diffalign.records import InputError
 
 DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
@@ -32,7 +33,7 @@ def read_lora(pipe: Any, file: Path, part: str) -> None:
     try:
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True, use_safetensors=True)
     except (ValueError, RuntimeError, KeyError, AttributeError, IndexError, AssertionError) as error:
-        raise InputError(f"{file}: does not fit this model ({_first_line(error)})") from None
+        raise InputError(f"{file}: does not fit this model ({said(error)})") from None
     _settled(denoiser, file, expected)
 
 
@@ -48,7 +49,7 @@ def adapt(denoiser: Any, file: Path, part: str) -> None:
         inject_adapter_in_model(LoraConfig(**told), denoiser, "default")
         set_peft_model_state_dict(denoiser, tensors, "default")
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: does not fit this model ({_first_line(error)})") from None
+        raise InputError(f"{file}: does not fit this model ({said(error)})") from None
     _settled(denoiser, file, expected)
 
 
@@ -86,7 +87,3 @@ def _settled(denoiser: nn.Module, file: Path, expected: int) -> None:
     if not loaded or (expected and loaded != expected):
         raise InputError(f"{file}: adapts {expected} modules, of which this model has {loaded}; it is of another model")
     weights.settle(denoiser)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]

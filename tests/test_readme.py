@@ -1,9 +1,8 @@
-"""The README does what it says: its Python runs, its commands parse, and those of the embedded world run at reduced size.
+"""The README does what it says: its Python runs, its commands parse, and its loop runs at reduced size.
 
 The two opening commands are not here: continuous integration runs the one, the reduced demonstration is the other.
 """
 
-import os
 import re
 import runpy
 import shlex
@@ -90,7 +89,7 @@ def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "block.py"
     path.write_text(block)
     runpy.run_path(str(path))
-    assert len(os.listdir(tmp_path)) > 1, "it leaves what it made"
+    assert len(list(tmp_path.iterdir())) > 1, "it leaves what it made"
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?://|#)([^)#]+)", TEXT))

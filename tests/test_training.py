@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def make(models: dict[str, Path], pairs: Path, out: Path, family: str = "sdxl", **changes: object) -> Run:
     known = Run(
         model=str(models[family]), objective=DPO(beta=2000.0), policy=LoRA(rank=2, alpha=4.0), data=str(pairs),
-        out=str(out), steps=6, batch=5, resolution=32, optimizer=AdamW(lr=3e-3), save_every=2, log_every=1,
+        out=str(out), steps=6, batch=3, resolution=32, optimizer=AdamW(lr=3e-3), save_every=2, log_every=1,
     )  # fmt: skip
     return dataclasses.replace(known, **changes)
 
@@ -107,30 +107,43 @@ def test_a_finished_run_says_so_and_does_nothing(plain: Run, monkeypatch: pytest
     assert contents(Path(plain.out)) == before
 
 
+@pytest.fixture(scope="module")
+def cut(models: dict[str, Path], pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, bytes]]:
+    """A run that was interrupted after five of six steps, not to be written into, and the results of the whole one."""
+    place = tmp_path_factory.mktemp("cut")
+    whole = make(models, pairs, place / "whole")
+    train(whole)
+    parts = dataclasses.replace(whole, out=str(place / "parts"))
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(parts, patch, after=5)
+    return parts, results(whole.out)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone", "no state"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(
-    plain: Run, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+    cut: tuple[Run, dict[str, bytes]], tmp_path: Path, damage: str
 ) -> None:
-    whole = dataclasses.replace(plain, out=str(tmp_path / "whole"))
-    train(whole)
-    stopped(plain, monkeypatch, after=5)
-    victim = Path(plain.out) / "checkpoint-4" / ("state.json" if damage == "no state" else "policy.safetensors")
+    parts, whole = cut
+    run = dataclasses.replace(parts, out=str(shutil.copytree(parts.out, tmp_path / "run")))
+    victim = Path(run.out) / "checkpoint-4" / ("state.json" if damage == "no state" else "policy.safetensors")
     data = bytearray(victim.read_bytes())
     if damage in ("gone", "no state"):
         victim.unlink()
     else:
         data[-1] ^= 1
         victim.write_bytes(data if damage == "flipped" else data[:-10])
-    said = train(plain)
+    said = train(run)
     assert said.startswith(f"went on from step 2 ({victim.parent}")
     assert "is damaged" in said or "is not whole" in said
-    assert results(plain.out) == results(whole.out)
+    assert results(run.out) == whole
 
 
-def test_a_damaged_checkpoint_does_not_push_out_whole_ones(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_does_not_push_out_whole_ones(
+    cut: tuple[Run, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It counts as the newest by its number; kept, it would be the only one that is kept."""
-    run = dataclasses.replace(plain, keep=1)
-    stopped(run, monkeypatch, after=5)
+    run = dataclasses.replace(cut[0], keep=1, out=str(shutil.copytree(cut[0].out, tmp_path / "run")))
+    shutil.rmtree(Path(run.out) / "checkpoint-2")
     (Path(run.out) / "checkpoint-4" / "state.json").write_text("{")
     stopped(run, monkeypatch, after=3)
     assert [p.name for p in Path(run.out).glob("checkpoint-*")] == ["checkpoint-2"]
@@ -162,9 +175,9 @@ def test_a_batch_in_parts_is_the_batch(
     models: dict[str, Path], pairs: Path, tmp_path: Path, policy: Adaptation
 ) -> None:
     """1 x 8 = 8 x 1, in float64."""
-    whole = make(models, pairs, tmp_path, batch=8, steps=3, precision="float64", policy=policy)
+    whole = make(models, pairs, tmp_path, batch=8, steps=2, precision="float64", policy=policy)
     found = []
-    for micro in (8, 1, 3):
+    for micro in (8, 1):
         trainer = Trainer(dataclasses.replace(whole, micro_batch=micro))
         told = [{k: float(v) for k, v in step.metrics.items()} for step in trainer]
         found.append((told, {n: t.clone() for n, t in trainer.policy.state().items()}))
@@ -386,7 +399,7 @@ from diffalign.objectives import DPO
 from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
-    model={model!r}, objective=DPO(beta=2000.0), policy=LoRA(rank=2, alpha=4.0), data={data!r}, steps=12, batch=4,
+    model={model!r}, objective=DPO(beta=2000.0), policy=LoRA(rank=2, alpha=4.0), data={data!r}, steps=8, batch=3,
     resolution=32, optimizer=AdamW(lr=3e-3), save_every=2, log_every=1, out="run",
 )
 """
@@ -398,7 +411,7 @@ def uninterrupted(models: dict[str, Path], pairs: Path, tmp_path_factory: pytest
     (cwd / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
     ended = run("train", "recipe.py", cwd=cwd)
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("run/policy after 12 steps; next: diffalign sample --model ")
+    assert ended.out.startswith("run/policy after 8 steps; next: diffalign sample --model ")
     return results(cwd / "run")
 
 
@@ -407,7 +420,7 @@ def test_interrupted_ends_in_the_same_bytes(
     models: dict[str, Path], pairs: Path, tmp_path: Path, number: signal.Signals, uninterrupted: dict[str, bytes]
 ) -> None:
     (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
-    for sign in ("cache/prompts/index.json", "checkpoint-2", "checkpoint-6"):
+    for sign in ("cache/prompts/index.json", "checkpoint-2", "checkpoint-4"):
         command = Command("train", "recipe.py", cwd=tmp_path).until((tmp_path / "run" / sign).exists)
         ended = command.signal(number).ended()
         if number == signal.SIGINT:

@@ -65,6 +65,7 @@ def test_a_known_temperature_is_found_and_calibrated(script: ModuleType) -> None
 
 def test_folders_that_share_nothing(script: ModuleType, tmp_path: Path) -> None:
     pairs = world(tmp_path / "a")
-    empty = worlds.pairs(tmp_path / "b").parent / "scores"
+    worlds.images(tmp_path / "b" / "images")
+    empty = worlds.judged(tmp_path / "b", []).parent / "scores"
     with pytest.raises(InputError, match="share no pair of scored images"):
         script.agreement(empty, pairs)

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ from commands import Command, Ended, contents, run
 
 from diffalign import __version__
 from diffalign.cli import VERBS
+from diffalign.comparing import compare
+from diffalign.pairing import pair
+from diffalign.scoring import score
 
 SCORER = """
 import numpy as np
@@ -275,3 +278,49 @@ def test_a_place_that_cannot_be_written(disk: Path, tmp_path: Path, models: dict
     assert line == (
         f"{disk / 'out'}: Read-only file system; choose a folder that can be written and run the same command again"
     )
+
+
+# --- every write may be the last
+
+
+def test_every_stage_interrupted_at_every_write_goes_on(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written is synced before it is renamed: interrupted there, nothing half-written is left."""
+    monkeypatch.chdir(world)
+    scorer = (f"{world / 'scorer.py'}:brightness",)
+    assert score(Path("images"), scorer=scorer, out=Path("scored"), batch=9)
+    stages = {
+        "scores": lambda out: score(Path("images"), scorer=scorer, out=out, batch=9),
+        "pairs": lambda out: pair(Path("scored"), out=out),
+        "compare": lambda out: compare(Path("scored"), Path("scored"), out=out, resamples=50),
+    }
+    for name, stage in stages.items():
+        stage(Path(f"{name}-whole"))
+        expected = contents(world / f"{name}-whole")
+        for number in range(1, 100):
+            place = world / f"{name}-{number}"
+            if not interrupted(lambda s=stage, p=place: s(p.relative_to(world)), number, monkeypatch):
+                break
+            assert not [p for p in world.rglob("*") if ".tmp" in p.name]
+            stage(place.relative_to(world))
+            assert contents(place) == expected, f"{name}, interrupted at write {number}"
+        assert 4 < number < 99
+
+
+def interrupted(stage: Callable[[], object], at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether Ctrl-C at the `at`-th sync came before the stage's end."""
+    count, sync = 0, os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        try:
+            stage()
+        except KeyboardInterrupt:
+            return True
+    return False

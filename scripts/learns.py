@@ -34,7 +34,7 @@ from diffalign.objectives import SFT
 from diffalign.recipes import load_recipe
 from diffalign.records import digest
 from diffalign.run import Run, States, to_data
-from diffalign.training import Trainer
+from diffalign.trainer import Trainer
 
 # Images that a step, or a pass of the measurement over held-out pairs, sees at once.
 IMAGES = 32

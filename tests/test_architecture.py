@@ -20,14 +20,15 @@ FLOORS = {
     "dataset": 2,
     "comparing": 2, "readers": 2, "importing": 2, "judging": 2, "measuring": 2, "journal": 2,
     "selecting": 1, "fifa": 1, "buckets": 1, "observations": 2, "gallery": 2,
-    "policy": 3, "states": 3, "sampling": 3, "export": 3,
-    "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,
+    "policy": 3, "states": 3, "sampling": 3, "export": 3, "passes": 3,
+    "trainer": 4, "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,
     "curves": 4, "findings": 4, "pictures": 4,
     "cli": 5, "parsing": 4, "__main__": 6,
 }  # fmt: skip
 # what a report is made of lies in files of its own, and they may import each other
 SAME_FLOOR = {
     ("dataset", "cache"), ("times", "diffusion"), ("inversion", "diffusion"), ("journal", "run"), ("recipes", "run"),
+    ("passes", "policy"), ("passes", "states"), ("training", "trainer"),
     ("report", "curves"), ("report", "findings"), ("report", "pictures"),
     ("curves", "findings"), ("curves", "pictures"), ("findings", "pictures"), ("pictures", "findings"),
     ("demo", "training"), ("demo", "report"), ("scorers", "shapes"), ("scoring", "readers"),
@@ -36,7 +37,7 @@ SAME_FLOOR = {
 }  # fmt: skip
 HEAVY = {
     "tyro": {"parsing"},
-    "accelerate": {"training"},
+    "accelerate": {"trainer"},
     "peft": {"policy", "backbones"},
     "matplotlib": {"report", "curves", "findings", "pictures"},
     "jinja2": {"report", "curves", "findings", "pictures"},

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffalign import states
+from diffalign import dataset, states
 from diffalign.diffusion import VP, Flow
 from diffalign.inversion import Inversion, check, invert, levels
 from diffalign.objectives import DPO
 from diffalign.records import InputError
 from diffalign.run import AdamW, LoRA, Run, States
-from diffalign.training import Trainer
+from diffalign.trainer import Trainer
 
 SHAPE = (2, 4, 4)
 
@@ -230,9 +230,9 @@ def run(models: dict[str, Path], pairs: Path, tmp_path_factory: pytest.TempPathF
 
 def inverted(run: Run, trainer: Trainer, **changes: object) -> states.Noised:
     inversion = dataclasses.replace(run.states.inversion, **changes)
-    trainer.run = dataclasses.replace(run, states=States(inversion=inversion))
+    passes = dataclasses.replace(trainer.passes, run=dataclasses.replace(run, states=States(inversion=inversion)))
     visits = trainer.data.visits(run.seed, 0, run.batch)
-    return trainer._noised(visits, trainer._conditioning(visits))
+    return passes.noised(visits, passes.conditioning(visits))
 
 
 def test_inversion_in_training(run: Run, models: dict[str, Path]) -> None:
@@ -249,7 +249,6 @@ def test_inversion_in_training(run: Run, models: dict[str, Path]) -> None:
     assert not torch.equal(inverted(run, trainer, noise=0.0).x_t, first.x_t)
     assert not torch.equal(inverted(run, trainer, guidance=2.0).x_t, first.x_t)
 
-    trainer.run = run
     margins = [step.metrics["margin"].item() for step in trainer]
     assert margins[0] == 0
     assert all(math.isfinite(m) for m in margins)
@@ -264,15 +263,18 @@ def test_inversion_in_training(run: Run, models: dict[str, Path]) -> None:
 def test_a_group_is_inverted_alone_as_in_a_batch(run: Run) -> None:
     trainer = Trainer(dataclasses.replace(run, out=f"{run.out}/exact", precision="float64"))
     visits = trainer.data.visits(run.seed, 0, run.batch)
-    together = trainer._noised(visits, trainer._conditioning(visits)).x_t
-    alone = [trainer._noised(visits[i : i + 1], trainer._conditioning(visits[i : i + 1])).x_t for i in range(4)]
-    torch.testing.assert_close(torch.cat(alone), together, rtol=1e-7, atol=1e-9)
+
+    def reached(part: list[dataset.Visit]) -> Tensor:
+        return trainer.passes.noised(part, trainer.passes.conditioning(part)).x_t
+
+    alone = [reached([visit]) for visit in visits]
+    torch.testing.assert_close(torch.cat(alone), reached(visits), rtol=1e-7, atol=1e-9)
 
 
 def test_guidance_is_linear_in_the_two_branches(run: Run) -> None:
     trainer = Trainer(run)
     visits = trainer.data.visits(0, 0, 2)
-    given, negative = trainer._conditioning(visits), trainer.material.negative
+    given, negative = trainer.passes.conditioning(visits), trainer.material.negative
     x = torch.randn(4, *trainer.backbone.latent_shape(32, 32), generator=torch.Generator().manual_seed(0))
     t, rows = torch.tensor([5, 5, 700, 700]), torch.arange(4)
 

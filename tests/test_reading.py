@@ -14,7 +14,7 @@ from diffalign.dataset import Dataset, judge, swapped
 from diffalign.objectives import DPO, KTO, SFT
 from diffalign.records import InputError, Judgement, pair, prompt_id
 from diffalign.run import AdamW, Curriculum, LoRA, Run
-from diffalign.training import Trainer
+from diffalign.trainer import Trainer
 
 
 def test_swapped_labels(pairs: Path) -> None:
@@ -96,7 +96,7 @@ def test_images_are_shown_under_their_captions(captioned: Path, models: dict[str
     run = run_of(models["sdxl"], captioned, tmp_path / "run")
     plain, own = (Trainer(dataclasses.replace(run, captions=c)) for c in ("prompt", "own"))
     visits = own.data.visits(0, 0, 3)
-    shown, before = own._conditioning(visits)["pooled"], plain._conditioning(visits)["pooled"]
+    shown, before = own.passes.conditioning(visits)["pooled"], plain.passes.conditioning(visits)["pooled"]
     for i, image in enumerate(i for v in visits for i in v.group.images):
         text = own.data.images[image]["caption"]
         assert torch.equal(shown[i], before[i]) == (text is None)
@@ -105,8 +105,8 @@ def test_images_are_shown_under_their_captions(captioned: Path, models: dict[str
     first = next(iter(own)).metrics
     assert first["margin"] == 0, "the reference is shown the same captions"
 
-    own.run = dataclasses.replace(own.run, caption_dropout=0.999999)
-    dropped = own._conditioning(visits)["pooled"]
+    passes = dataclasses.replace(own.passes, run=dataclasses.replace(own.run, caption_dropout=0.999999))
+    dropped = passes.conditioning(visits)["pooled"]
     torch.testing.assert_close(dropped, own.material.negative["pooled"].expand_as(dropped))
 
 

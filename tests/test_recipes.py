@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import worlds
 
-from diffalign import backbones, places, run, training
+from diffalign import backbones, places, run
 from diffalign.backbones.base import Backbone
 from diffalign.recipes import load_recipe
 from diffalign.records import InputError
 from diffalign.run import Run, to_data
-from diffalign.training import Trainer
+from diffalign.trainer import Trainer
 
 TRAIN = Path(__file__).parent.parent / "train"
 RECIPES = sorted(p.stem for p in TRAIN.glob("*.py"))
@@ -62,7 +62,7 @@ def test_two_steps(
         micro_batch=min(recipe.micro_batch, 1), out=str(tmp_path_factory.getbasetemp() / "recipes" / model.name / kind),
         curriculum=dataclasses.replace(recipe.curriculum, every=1),
     )  # fmt: skip
-    monkeypatch.setattr(training.backbones, "load", load)
+    monkeypatch.setattr(backbones, "load", load)
     trainer = Trainer(small)
     before = {n: t.clone() for n, t in trainer.policy.state().items()}
     steps = list(trainer)

@@ -11,14 +11,14 @@ import torch
 import worlds
 from torch import Tensor
 
-from diffalign import states, training
+from diffalign import dataset, states, training
 from diffalign.backbones.base import residuals
 from diffalign.objectives import DPO, KTO, SFT, AlphaDPO, Safeguarded
 from diffalign.objectives.base import Errors, Objective, Outcome, Pairs
 from diffalign.records import InputError, Judgement, digest, group_id
 from diffalign.run import EMA, AdamW, Frozen, Full, HardCopy, LoRA, Run, States
 from diffalign.times import Grid, InverseSNR, MinSNR, Skewed
-from diffalign.training import Trainer
+from diffalign.trainer import Trainer
 
 ADAPTATIONS = [LoRA(rank=2, alpha=4.0), Full()]
 MOVING = [
@@ -47,11 +47,11 @@ def look(trainer: Trainer, name: str = "reference") -> Tensor:
     visits = trainer.data.visits(trainer.run.seed, 0, 4)
     x0, t = states.clean(trainer.run, trainer.process, trainer.material, visits)
     noised = states.forward(trainer.run, trainer.process, x0, t, visits)
-    given = trainer._conditioning(visits)
+    given = trainer.passes.conditioning(visits)
     if name == "policy":
         with torch.no_grad():
             return residuals(trainer.backbone, trainer.denoiser, noised, given)
-    return trainer._past(name, noised, given)
+    return trainer.passes.past(name, noised, given)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -173,8 +173,8 @@ def test_guard_stops_the_copying_for_good(run: Run) -> None:
 def test_divergence_is_the_winners_error_over_that_of_the_start(run: Run) -> None:
     trainer = Trainer(change(run, reference=HardCopy(every=1, until_divergence=1.0, probe=5)))
     visits = trainer.data.visits(0, 0, 5)
-    errors = trainer._measure(visits)[0].reference
-    pairs = training.dataset.judge(visits, "pair")
+    errors = trainer.passes.measure(visits)[0].reference
+    pairs = dataset.judge(visits, "pair")
     p = pairs.p.to(errors)
     winners = p * errors[pairs.chosen] + (1 - p) * errors[pairs.rejected]
     assert trainer.start_error == pytest.approx(winners.mean().item(), rel=1e-6)
@@ -338,33 +338,31 @@ def test_a_batch_in_parts_is_the_batch(run: Run, objective: Objective, tmp_path:
 
 
 def test_weights_of_times_multiply_losses_or_margins(run: Run) -> None:
-    plain = Trainer(change(run, steps=3))
-    for _ in plain:
+    trainer = Trainer(change(run, steps=3))
+    for _ in trainer:
         pass
-    visits = plain.data.visits(0, 0, 8)
-    bare, judgement, ones = plain._measure(visits)
+    visits = trainer.data.visits(0, 0, 8)
+    bare, judgement, ones = trainer.passes.measure(visits)
     assert torch.equal(ones, judgement.weight)
     for weighting in (MinSNR(), InverseSNR()):
-        plain.run = change(run, states=States(weighting=weighting))
-        errors, _, weight = plain._measure(visits)
-        noised = plain._noised(visits, plain._conditioning(visits))
-        scale = weighting(noised, plain.process)
+        plain = dataclasses.replace(trainer.passes, run=change(run, states=States(weighting=weighting)))
+        errors, _, weight = plain.measure(visits)
+        scale = weighting(plain.noised(visits, plain.conditioning(visits)), plain.process)
         assert torch.equal(errors.policy, bare.policy)
         assert torch.equal(weight, scale[judgement.chosen]), "one time, one weight a group"
-        plain.run = change(run, states=States(weighting=weighting, weighs="errors"))
-        errors, _, weight = plain._measure(visits)
+        plain = dataclasses.replace(plain, run=change(run, states=States(weighting=weighting, weighs="errors")))
+        errors, _, weight = plain.measure(visits)
         assert torch.equal(weight, judgement.weight)
         for name in ("policy", "reference"):
             torch.testing.assert_close(getattr(errors, name), (scale * getattr(bare, name)).float(), rtol=1e-6, atol=0)
         margin, wide = (run.objective(e, judgement).reward.double() for e in (bare, errors))
         torch.testing.assert_close(wide, scale * margin, rtol=1e-3, atol=1e-3)
-    plain.run = run
 
 
 def test_step_loss_is_the_mean_of_weighted_losses(run: Run) -> None:
     weighted = Trainer(change(run, states=States(weighting=InverseSNR(), times=Skewed()), steps=1))
     visits = weighted.data.visits(0, 0, 4)
-    scale = InverseSNR()(weighted._noised(visits, {}), weighted.process)[::2].mean().item()
+    scale = InverseSNR()(weighted.passes.noised(visits, {}), weighted.process)[::2].mean().item()
     (step,) = weighted
     assert step.metrics["loss"].item() == pytest.approx(math.log(2) * scale, rel=1e-6)
 
@@ -372,7 +370,8 @@ def test_step_loss_is_the_mean_of_weighted_losses(run: Run) -> None:
 def test_process_is_what_the_states_ask_for(run: Run, models: dict[str, Path]) -> None:
     turbo = Trainer(change(run, states=States(times=Grid(4), zero_terminal_snr=True), steps=4))
     assert turbo.process.bars[-1] == 0
-    assert {int(t) for s in range(6) for t in turbo._noised(turbo.data.visits(0, s, 4), {}).t} == {249, 499, 749, 999}
+    times = [turbo.passes.noised(turbo.data.visits(0, s, 4), {}).t for s in range(6)]
+    assert set(torch.cat(times).tolist()) == {249, 499, 749, 999}
     assert all(math.isfinite(float(v)) for step in turbo for v in step.metrics.values())
     for wanted, model, text in [
         (States(zero_terminal_snr=True), "sd3", "states.zero_terminal_snr = True: this model is a flow"),

@@ -14,12 +14,13 @@ import worlds
 from commands import Command, contents, run
 from torch import Tensor
 
-from diffalign import dataset, states, training
+from diffalign import backbones, dataset, states, training
 from diffalign.backbones.base import errors
 from diffalign.objectives import DPO, KTO, SFT
 from diffalign.records import InputError
 from diffalign.run import AdamW, Adaptation, Full, LoRA, Run, Schedule, States
-from diffalign.training import Trainer, factor, train
+from diffalign.trainer import Trainer, factor
+from diffalign.training import train
 
 ADAPTATIONS: list[Adaptation] = [LoRA(rank=2, alpha=4.0), Full()]
 every_adaptation = pytest.mark.parametrize("policy", ADAPTATIONS, ids=lambda a: type(a).__name__)
@@ -368,14 +369,14 @@ def test_a_run_that_cannot_start_claims_no_folder(plain: Run, tmp_path: Path, mo
 
 
 def test_latents_that_are_not_finite_are_refused_by_image(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.backbones.SDXL.encode_images
+    original = backbones.SDXL.encode_images
 
     def spoiled(self: object, pixels: Tensor) -> Tensor:
         found = original(self, pixels)
         found[1, 0, 0, 0] = math.nan
         return found
 
-    monkeypatch.setattr(training.backbones.SDXL, "encode_images", spoiled)
+    monkeypatch.setattr(backbones.SDXL, "encode_images", spoiled)
     images = dataset.Dataset(Path(plain.data)).image_ids()
     assert f"the latents of image {images[1]} are not finite" in message(plain)
     assert not list(Path(plain.out).rglob("*.npy")), "nothing half-written"

@@ -1,0 +1,187 @@
+"""Visits -> optimizer steps. The loop is an iterator; logging and saving are the body of somebody's `for`."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffalign import activations, attention, backbones, checkpoint, dataset, measuring, states
+from diffalign.passes import Passes
+from diffalign.policy import Policy
+from diffalign.records import InputError
+from diffalign.run import HardCopy, Run
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: how many are done, and its metrics as tensors on the device (reading them waits for it)."""
+
+    index: int
+    metrics: dict[str, Tensor]
+    learning_rate: float
+
+
+class Trainer:
+    """Owns what resumes (policy, optimizer, step) and yields a `Step` after each optimizer step.
+
+    Step loss = sum(w loss) / sum(w) over the whole optimizer batch, across micro-batches and processes.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        device = self.accelerator.device
+        self.data = dataset.Dataset(Path(run.data), captions=run.captions, labels=run.labels)
+        if run.batch % self.world:
+            raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
+        self._check_kind()
+        dtype = torch.float64 if run.precision == "float64" else torch.float32
+        self.backbone = backbones.load(run.model, config=run.config, dtype=dtype, device=device)
+        self.process = states.process(run.states, self.backbone.process)
+        self.backbone.process = self.process
+        self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
+        with self.accelerator.main_process_first():
+            self.material = states.prepare(run, self.data, self.backbone, Path(run.out) / "cache")
+        inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
+        reference = None if run.objective.reference_free and not inverts else run.reference
+        old = run.old if run.objective.needs_old else None
+        self.policy = Policy(self.backbone, run.policy, run.seed, reference=reference, old=old, init_lora=run.init_lora)
+        self.denoiser = self.policy.denoiser
+        if self.world > 1:
+            self.denoiser = self.accelerator.prepare_model(self.denoiser)
+        self.passes = Passes(
+            run, self.data, self.backbone, self.process, self.material, self.policy, self.denoiser, device
+        )
+        options = {"lr": run.optimizer.lr, "betas": run.optimizer.betas, "eps": run.optimizer.eps}
+        parameters = list(self.policy.parameters.values())
+        self.optimizer = torch.optim.AdamW(parameters, weight_decay=run.optimizer.weight_decay, **options)
+        self.step = 0
+        self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
+        self.divergence = 0.0
+        self.start_error = self._winner_error() if self.limit else 0.0
+        self._tune()
+
+    def _tune(self) -> None:
+        """Attention's kernel and what the forward pass keeps: as asked, or as the free memory allows."""
+        run, denoiser = self.run, self.policy.denoiser
+        part = self._parts(self._visits())[0]
+
+        def call() -> Tensor:
+            with self.accelerator.no_sync(self.denoiser):
+                return self.passes.measure(part[:1])[0].policy
+
+        attention.prepare(denoiser, run.attention)
+        with torch.no_grad():
+            attention.verify(run.attention, call)
+        activations.arrange(denoiser, run.gradient_checkpointing, call, self.policy.parameters.values(), len(part))
+
+    def _visits(self) -> list[dataset.Visit]:
+        run = self.run
+        return self.data.visits(run.seed, self.step, run.batch, run.curriculum.stages, run.curriculum.every)
+
+    def _check_kind(self) -> None:
+        wanted, name = self.run.objective.judgement, type(self.run.objective).__name__
+        if not issubclass(dataset.KINDS[self.data.kind], wanted):
+            raise InputError(
+                f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from {wanted.__name__}"
+            )
+        if self.run.curriculum.stages > 1:
+            _ = self.data.easiest  # refuses missing score gaps
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.step < self.run.steps:
+            with attention.using(self.run.attention):
+                step = self._advance()
+            yield step
+
+    def _advance(self) -> Step:
+        run = self.run
+        visits = self._visits()
+        total_weight = dataset.judge(visits, self.data.kind).weight.sum().item()
+        parts = self._parts(visits)
+        together = run.parity == "batch" and (len(parts) > 1 or self.world > 1)
+        coupled = self._gather(parts) if run.objective.coupled and together else None
+        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        self.denoiser.train(False)
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.denoiser):
+                errors, judgement, weight = self.passes.measure(part)
+                outcome = run.objective(errors, judgement, coupled)
+                loss = (weight.to(outcome.loss.dtype) * outcome.loss).sum() / total_weight
+                (loss * self.world).backward()
+            sums += measuring.sums(errors, judgement, outcome, loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), run.optimizer.max_grad_norm)
+        lr = run.optimizer.lr * factor(run, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._move()
+        sums = self.accelerator.reduce(sums) if self.world > 1 else sums
+        metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
+        if self.limit:
+            metrics["reference_divergence"] = sums.new_tensor(self.divergence)
+        return Step(self.step, metrics, lr)
+
+    def _parts(self, visits: Sequence[dataset.Visit]) -> list[Sequence[dataset.Visit]]:
+        """This process's share of the visits, cut into micro-batches."""
+        mine = visits[self.rank :: self.world]
+        size = self.run.micro_batch or max(1, len(mine))
+        return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+    @torch.no_grad()
+    def _gather(self, parts: Sequence[Sequence[dataset.Visit]]) -> Tensor:
+        total = sum(self.run.objective.gather(*self.passes.measure(part)[:2]) for part in parts)
+        return self.accelerator.reduce(total) if self.world > 1 else total
+
+    def _move(self) -> None:
+        """Move the past selves that are due, and take the reference's divergence from the start where that ends it."""
+        self.policy.follow("old", self.step)
+        if (not self.limit or self.divergence <= self.limit) and self.policy.follow("reference", self.step):
+            self.divergence = self._winner_error() - self.start_error if self.limit else 0.0
+
+    def _winner_error(self) -> float:
+        """Mean reference error over the winners of the run's first groups, at their first forward noise."""
+        run = self.run
+        groups = min(run.reference.probe, len(self.data.groups))
+        total = sum(self.passes.winner_errors(part) for part in self._parts(self.data.visits(run.seed, 0, groups)))
+        total = self.accelerator.reduce(total) if self.world > 1 else total
+        return float(total[0] / total[1])
+
+    def save(self, folder: Path) -> None:
+        """Write policy, moving past selves, optimizer and step, whole or not at all."""
+        moments = {f"{n}.{k}": v for n, p in self.policy.parameters.items() for k, v in self.optimizer.state[p].items()}
+        tensors = {"policy": self.policy.state(), "optimizer": moments}
+        if moving := self.policy.moving():
+            tensors["pasts"] = moving
+        checkpoint.save(folder, tensors, {"step": self.step, "divergence": self.divergence})
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint; raises InputError where it is damaged or of another policy."""
+        tensors, data = checkpoint.load(folder)
+        self.policy.restore(tensors["policy"], tensors.get("pasts", {}))
+        for name, parameter in self.policy.parameters.items():
+            moments = {k: tensors["optimizer"][f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {
+                k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
+            }
+        self.step, self.divergence = data["step"], data["divergence"]
+
+
+def factor(run: Run, step: int) -> float:
+    """The learning rate's factor at the step after `step` finished ones: linear warm-up, then the schedule's shape."""
+    schedule = run.schedule
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    if schedule.shape == "constant":
+        return 1.0
+    done = (step - schedule.warmup) / max(1, run.steps - schedule.warmup)
+    return 1 - done if schedule.shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))

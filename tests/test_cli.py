@@ -35,6 +35,12 @@ def said(ended: Ended) -> str:
     return ended.err.removeprefix("diffalign: ").rstrip("\n")
 
 
+@pytest.fixture(params=["sdxl", "sd3"])
+def model(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
+    """A tiny UNet and a tiny DiT, each in turn."""
+    return models[request.param]
+
+
 # --- as everybody starts it
 
 
@@ -148,26 +154,26 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_stages_refuse_folders_of_other_stages(world: Path, models: dict[str, Path]) -> None:
+def test_stages_refuse_folders_of_other_stages(world: Path, model: Path) -> None:
     holds = "holds the output of"
     assert f"pairs: {holds} `pair`, expected that of `score`" in said(run("pair", "pairs", "--out", "o", cwd=world))
     wrong = run("score", "scores", "--scorer", "scorer.py:brightness", "--out", "o", cwd=world)
     assert f"scores: {holds} `score`, expected that of `sample`" in said(wrong)
     assert f"images: {holds} `sample`" in said(run("compare", "images", "scores", "--out", "o", cwd=world))
-    flags = ("--model", models["sdxl"], "--resolution", 32, "--out", "o")
+    flags = ("--model", model, "--resolution", 32, "--out", "o")
     assert f"images: {holds} `sample`" in said(run("train", "shapes_dpo", "--data", "images", *flags, cwd=world))
     assert "pairs: " in said(run("report", "pairs", "--out", "o.html", cwd=world))
     assert not (world / "o").exists()
     assert not (world / "o.html").exists()
 
 
-def test_folders_that_hold_something_else_are_left_alone(world: Path, models: dict[str, Path]) -> None:
+def test_folders_that_hold_something_else_are_left_alone(world: Path, model: Path) -> None:
     (world / "full").mkdir()
     (world / "full" / "mine.txt").write_text("mine")
     (world / "p.txt").write_text("a red circle\n")
     (world / "file").write_text("mine")
     before = contents(world, without=(".out", ".err"))
-    draw = ("sample", "--model", models["sdxl"], "--prompts", "p.txt", "--steps", 1, "--out")
+    draw = ("sample", "--model", model, "--prompts", "p.txt", "--steps", 1, "--out")
     score = ("score", "images", "--scorer", "scorer.py:brightness", "--out")
     for words in ((*draw, "full"), (*score, "full"), ("pair", "scores", "--out", "full")):
         assert "full: is not empty and holds no record folder; choose another --out" in said(run(*words, cwd=world))
@@ -234,9 +240,9 @@ def fill(disk: Path, leave: int) -> Path:
     return disk / "ballast"
 
 
-def test_a_full_disk_under_training(disk: Path, pairs: Path, models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_full_disk_under_training(disk: Path, pairs: Path, model: Path, tmp_path: Path) -> None:
     words = [
-        *("train", "shapes_dpo", "--model", models["sdxl"], "--data", pairs, "--resolution", 32, "--steps", 2),
+        *("train", "shapes_dpo", "--model", model, "--data", pairs, "--resolution", 32, "--steps", 2),
         *("--batch", 2, "--policy.rank", 2, "--save-every", 1, "--out"),
     ]
     assert run(*words, "whole", cwd=tmp_path).status == 0
@@ -251,9 +257,9 @@ def test_a_full_disk_under_training(disk: Path, pairs: Path, models: dict[str, P
     assert contents(disk / "run", without=("tensorboard", "cache", "run.json")) == expected
 
 
-def test_a_full_disk_under_every_stage(disk: Path, models: dict[str, Path], world: Path) -> None:
+def test_a_full_disk_under_every_stage(disk: Path, model: Path, world: Path) -> None:
     (world / "p.txt").write_text("a red circle\nthe blue square\n")
-    draw = ("sample", "--model", models["sdxl"], "--prompts", "p.txt", "--steps", 1, "--per-prompt", 3, "--batch", 2)
+    draw = ("sample", "--model", model, "--prompts", "p.txt", "--steps", 1, "--per-prompt", 3, "--batch", 2)
     score = ("score", "images", "--scorer", "scorer.py:brightness", "--batch", 2)
     assert run(*score, "--out", "scored", cwd=world).status == 0
     stages = {"images": draw, "scores": score, "pairs": ("pair", "scored"), "compare": ("compare", "scored", "scored")}
@@ -270,10 +276,10 @@ def test_a_full_disk_under_every_stage(disk: Path, models: dict[str, Path], worl
         shutil.rmtree(disk / name)
 
 
-def test_a_place_that_cannot_be_written(disk: Path, tmp_path: Path, models: dict[str, Path]) -> None:
+def test_a_place_that_cannot_be_written(disk: Path, tmp_path: Path, model: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     (tmp_path / "p.txt").write_text("a red circle\n")
-    words = ("sample", "--model", models["sdxl"], "--prompts", "p.txt", "--steps", 1, "--out", disk / "out")
+    words = ("sample", "--model", model, "--prompts", "p.txt", "--steps", 1, "--out", disk / "out")
     line = said(run(*words, cwd=tmp_path))
     assert line == (
         f"{disk / 'out'}: Read-only file system; choose a folder that can be written and run the same command again"

@@ -5,14 +5,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from diffalign import places
 from diffalign.records import InputError
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+if TYPE_CHECKING:
+    from torch import nn
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -169,17 +170,20 @@ def fingerprint(place: Path | Source) -> str:
     return h.hexdigest()
 
 
-def reread(module: nn.Module, folder: Path) -> bool:
+def reread(module: "nn.Module", folder: Path) -> bool:
     """Give every parameter and buffer memory of its own and read it there from diffusers' files in `folder`.
 
     The files were only mapped until now, so that no tensor is in memory twice. False where the files hold something
     else than the module's state in its dtypes; then nothing has been done.
     """
+    import torch
+
     whole = folder / "diffusion_pytorch_model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("diffusion_pytorch_model-*-of-*.safetensors"))
     found = {name: (file, *place) for file in files for name, place in _places(file).items()}
     state = module.state_dict()
-    if {n: (v.dtype, list(v.shape)) for n, v in state.items()} != {n: place[1:3] for n, place in found.items()}:
+    held = {n: (str(v.dtype).removeprefix("torch."), list(v.shape)) for n, v in state.items()}
+    if held != {n: place[1:3] for n, place in found.items()}:
         return False
     del state
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -194,7 +198,7 @@ def reread(module: nn.Module, folder: Path) -> bool:
     return True
 
 
-def _places(file: Path) -> dict[str, tuple[torch.dtype | None, list[int], int]]:
+def _places(file: Path) -> dict[str, tuple[str | None, list[int], int]]:
     """(dtype, shape, first byte) of every tensor in a safetensors file, by name."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -206,7 +210,7 @@ def _places(file: Path) -> dict[str, tuple[torch.dtype | None, list[int], int]]:
     }
 
 
-def settle(module: nn.Module) -> nn.Module:
+def settle(module: "nn.Module") -> "nn.Module":
     """Give every parameter and buffer memory of its own.
 
     Weights mapped from a file lie at other alignments, for which the matrix library picks other kernels: without

@@ -47,7 +47,7 @@ def test_pickscore_is_the_models_own_logit(tmp_path: Path, pictures: list[PIL.Im
     place = tiny_scorers.clip_folder(tmp_path / "pick", seed=3)
     model = CLIPModel.from_pretrained(place).eval()
     ids = tiny_scorers.clip_tokenizer()(TEXTS, padding=True, truncation=True, max_length=77, return_tensors="pt")
-    seen = torch.stack([pixels.cropped(24, floor=True)(p) for p in pictures])
+    seen = torch.stack([pixels.Cropped(24, floor=True)(p) for p in pictures])
     with torch.no_grad():
         wanted = model(**ids, pixel_values=seen).logits_per_image.diagonal()
     found = scorers.load(f"pickscore={place}")(pictures, TEXTS)
@@ -75,7 +75,7 @@ def test_hps_is_open_clips_cosine(tmp_path: Path, pictures: list[PIL.Image.Image
     model = open_clip.CLIP(**tiny_scorers.HPS_SIZES).eval()
     model.load_state_dict({k: v.float() for k, v in torch.load(path, weights_only=True)["state_dict"].items()})
     for name, antialias in (("hpsv2", True), ("hpsv2_aliased", False)):
-        seen = torch.stack([pixels.padded(28, antialias=antialias)(p) for p in pictures])
+        seen = torch.stack([pixels.Padded(28, antialias=antialias)(p) for p in pictures])
         with torch.no_grad():
             a, b = model.encode_image(seen).double(), model.encode_text(open_clip.tokenize(TEXTS)).double()
         found = scorers.load(f"{name}={path}")(pictures, TEXTS)
@@ -198,7 +198,7 @@ def test_ict_and_hp_and_their_product(tmp_path: Path, pictures: list[PIL.Image.I
     )
     first, second = (CLIPModel.from_pretrained(p).eval() for p in (place, quality / "hp_backbone"))
     state = torch.load(quality / "hp_scorer" / "mlp_pytorch_model.bin", weights_only=True)
-    seen = torch.stack([pixels.cropped(24, floor=True)(p) for p in pictures])
+    seen = torch.stack([pixels.Cropped(24, floor=True)(p) for p in pictures])
     with torch.no_grad():
         made = first(input_ids=open_clip.tokenize(TEXTS), pixel_values=seen)
         x = second.visual_projection(second.vision_model(seen).pooler_output)

@@ -47,20 +47,20 @@ def test_floor_crop_is_transformers(size: tuple[int, int]) -> None:
     image = picture(size)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     wanted = torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]))
-    found = pixels.cropped(24, floor=True)(image)
+    found = pixels.Cropped(24, floor=True)(image)
     # the library multiplies by 1/255 where this divides: the last bit of a float, four millionths at most
     torch.testing.assert_close(found, wanted, rtol=0, atol=5e-7)
 
 
 @every
 def test_rounded_crop_is_torchvisions(size: tuple[int, int]) -> None:
-    assert torch.equal(pixels.cropped(24, floor=False)(picture(size)), openai(24)(picture(size)))
+    assert torch.equal(pixels.Cropped(24, floor=False)(picture(size)), openai(24)(picture(size)))
 
 
 def test_croppers_differ_where_the_margin_is_odd() -> None:
     # 83 x 121 -> 24 x 34, a margin of 10; 100 x 77 -> 31 x 24, one of 7, of which the half is rounded to the even 4
     for size, same in (((83, 121), True), ((100, 77), False), ((64, 64), True)):
-        floor, rounded = (pixels.cropped(24, floor=f)(picture(size)) for f in (True, False))
+        floor, rounded = (pixels.Cropped(24, floor=f)(picture(size)) for f in (True, False))
         assert torch.equal(floor, rounded) == same
 
 
@@ -69,7 +69,7 @@ def test_squashed_is_siglips(size: tuple[int, int]) -> None:
     image = picture(size)
     processor = SiglipImageProcessorPil(size={"height": 24, "width": 24})
     wanted = torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]))
-    torch.testing.assert_close(pixels.squashed(24)(image), wanted, rtol=0, atol=5e-7)
+    torch.testing.assert_close(pixels.Squashed(24)(image), wanted, rtol=0, atol=5e-7)
 
 
 @every
@@ -83,18 +83,18 @@ def test_padded_is_torchvision_on_floats(size: tuple[int, int], antialias: bool)
     height, width = 24 - new[0], 24 - new[1]
     x = functional.pad(x, [width // 2, height // 2, width - width // 2, height - height // 2])
     wanted = transforms.Normalize(pixels.CLIP_MEAN, pixels.CLIP_STD)(x)
-    found = pixels.padded(24, antialias=antialias)(image)
+    found = pixels.Padded(24, antialias=antialias)(image)
     assert found.shape == (3, 24, 24)
     assert torch.equal(found, wanted)
 
 
 def test_antialiasing_changes_a_small_picture() -> None:
-    smooth, rough = (pixels.padded(24, antialias=a)(picture((96, 96))) for a in (True, False))
+    smooth, rough = (pixels.Padded(24, antialias=a)(picture((96, 96))) for a in (True, False))
     assert (smooth - rough).abs().mean() > 0.1
 
 
 def test_bars_are_black_before_normalisation() -> None:
-    x = pixels.padded(24, antialias=True)(PIL.Image.new("RGB", (48, 24), "white"))
+    x = pixels.Padded(24, antialias=True)(PIL.Image.new("RGB", (48, 24), "white"))
     black = (-torch.tensor(pixels.CLIP_MEAN) / torch.tensor(pixels.CLIP_STD))[:, None, None]
     assert torch.equal(x[:, :6], black.expand(3, 6, 24))
     assert torch.equal(x[:, 18:], black.expand(3, 6, 24))
@@ -114,4 +114,4 @@ def test_pictures_of_files_are_read_the_same(tmp_path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(worlds.png(3, (50, 40)))
     opened = PIL.Image.open(path)
-    assert torch.equal(pixels.cropped(24, floor=True)(opened), pixels.cropped(24, floor=True)(opened.convert("RGB")))
+    assert torch.equal(pixels.Cropped(24, floor=True)(opened), pixels.Cropped(24, floor=True)(opened.convert("RGB")))

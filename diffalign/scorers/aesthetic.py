@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import WEIGHTS, device, folder_of, locate, open_pretrained, read, revision, split
-from diffalign.scorers.heads import LAYERS, folded
-from diffalign.scorers.pixels import cropped
-from diffalign.scorers.towers import normal
+from diffalign.scorers.networks import Networks
+
+if TYPE_CHECKING:
+    import torch
 
 TOWER = "openai/clip-vit-large-patch14"
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -31,7 +29,9 @@ def aesthetic(place: str) -> Scorer:
     path = file_or_fail(head)
     folder = folder_of(locate(tower, TOWER, ("config.json", *WEIGHTS[:2], "*.safetensors")))
     opened = revision(path, folder)
-    return Scorer("aesthetic", opened, "PIL bicubic, rounded crop", lambda: Aesthetic(path, folder))
+    return Scorer(
+        "aesthetic", opened, "PIL bicubic, rounded crop", lambda: Aesthetic(path, folder), blind=True, towers=True
+    )
 
 
 def file_or_fail(place: str) -> Path:
@@ -41,11 +41,14 @@ def file_or_fail(place: str) -> Path:
     return Path(place)
 
 
-class Aesthetic:
+class Aesthetic(Networks):
     """The loaded scorer."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         from transformers import CLIPConfig, CLIPVisionModelWithProjection
+
+        from diffalign.scorers.heads import LAYERS, folded
+        from diffalign.scorers.pixels import Cropped
 
         whole = CLIPConfig.from_pretrained(folder, local_files_only=True)
         # saved folders may give the projection's width beside the towers only
@@ -54,11 +57,15 @@ class Aesthetic:
         kind = CLIPVisionModelWithProjection
         self.tower = open_pretrained(kind, folder, spare, whole.vision_config).to(device())
         self.head = folded(read(path), LAYERS, self.tower.config.projection_dim, path)
-        self.preprocess = cropped(self.tower.config.image_size, floor=False)
+        self.preprocess, self.towers = Cropped(self.tower.config.image_size, floor=False), (self.tower,)
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.tower(pixels).image_embeds
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, float64, (images,)."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(device())
-        weight, bias = self.head
-        return (normal(self.tower(pixels).image_embeds).cpu().double() @ weight + bias).numpy()
+        from diffalign.scorers.towers import normal
+
+        weight, bias = (part.to(seen.device) for part in self.head)
+        return normal(seen).double() @ weight + bias

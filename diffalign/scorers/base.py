@@ -1,14 +1,18 @@
 """What a scorer is: any callable (images, prompts) -> one number an image, and how records name it."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from PIL.Image import Image
 
 from diffalign.records import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Score = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
 
@@ -42,6 +46,8 @@ class Scorer:
         scale: Gives, from the loaded function, by what a difference of scores is multiplied to be log-odds; None where
             the judge's authors state no probability.
         account: Says, of the loaded function, what its answers have cost; None where they cost nothing.
+        blind: Whether it looks at the image only, so that no prompt is needed.
+        towers: Whether the loaded function is `Networks`, whose precision may be lowered and which have a gradient.
     """
 
     name: str
@@ -50,6 +56,8 @@ class Scorer:
     open: Callable[[], Score]
     scale: Callable[[Score], float] | None = None
     account: Callable[[Score], str] | None = None
+    blind: bool = False
+    towers: bool = False
 
     @cached_property
     def function(self) -> Score:
@@ -61,6 +69,32 @@ class Scorer:
         if len(images) != len(prompts):
             raise ValueError(f"scorer {self.name}: {len(images)} images and {len(prompts)} prompts")
         return self.checked(self.function(images, prompts), len(images))
+
+    def lowered(self) -> "Scorer":
+        """The scorer with its towers in bfloat16, which its preprocessing says; itself where it has none.
+
+        Features are normalised, and heads computed, in float32 as before.
+        """
+        if not self.towers:
+            return self
+
+        def opened() -> Score:
+            import torch
+
+            function = self.open()
+            function.cast(torch.bfloat16)
+            return function
+
+        return dataclasses.replace(self, preprocessing=f"{self.preprocessing}, bfloat16 towers", open=opened)
+
+    def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient; see `Networks`.
+
+        Raises InputError for a judge that has none.
+        """
+        if not self.towers:
+            raise InputError(f"scorer {self.name}: has no gradient with respect to the pixels")
+        return self.function.differentiable(pixels, prompts)
 
     def probability(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """P(first is better) = 1 / (1 + exp(-scale · (first - second))) of scores, by the judge's own temperature.

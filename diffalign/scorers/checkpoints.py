@@ -1,14 +1,17 @@
 """Weights of a scorer: where they lie, what they hash to, and that they fit the architecture to the last key."""
 
 import hashlib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from diffalign.records import InputError, digest
 from diffalign.weights import settle, snapshot
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -79,11 +82,13 @@ def _content(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: Path) -> dict[str, "torch.Tensor"]:
     """The tensors of a .safetensors file, or of a pickle that holds tensors only (below "state_dict", where it is so).
 
     A pickle is read by torch's restricted reader, which runs no code; raises InputError for any other.
     """
+    import torch
+
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -105,7 +110,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return dict(found)
 
 
-def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, spare: Collection[str] = ()) -> nn.Module:
+def fit(
+    module: "nn.Module", state: Mapping[str, "torch.Tensor"], path: Path, spare: Collection[str] = ()
+) -> "nn.Module":
     """The module with the weights of `state`, frozen, in float32; names in `spare` may be there without being used.
 
     Raises InputError listing the names that are missing, not known, or of another shape.
@@ -122,11 +129,12 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], path: Path, spare:
     return settle(module.eval().requires_grad_(False))
 
 
-def open_pretrained(kind: type, folder: Path, spare: tuple[str, ...] = (), config: object = None) -> nn.Module:
+def open_pretrained(kind: type, folder: Path, spare: tuple[str, ...] = (), config: object = None) -> "nn.Module":
     """A transformers model of class `kind` from a folder, frozen, in float32; `spare` are beginnings of unused names.
 
     Raises InputError listing the names that are missing, not known, or of another shape.
     """
+    import torch
     from transformers.utils import logging
 
     folder_of(folder)
@@ -163,8 +171,10 @@ def refuse(path: Path, missing: Sequence[str], unknown: Sequence[str], misshapen
 
 
 def device() -> str:
-    """Where scorers run: "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where scorers run: on this process's own CUDA device where there is one, else "cpu"."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _line(error: BaseException) -> str:

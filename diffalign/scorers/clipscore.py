@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import WEIGHTS, folder_of, locate, revision
+from diffalign.scorers.networks import Networks
 from diffalign.scorers.openclip import open_folder
-from diffalign.scorers.tokens import openai
-from diffalign.scorers.towers import VOCABULARY, Towers
+
+if TYPE_CHECKING:
+    import torch
 
 OFFICIAL = "openai/clip-vit-large-patch14"
 FIRST = "openai/clip-vit-base-patch32"
@@ -40,22 +40,32 @@ def clipscore_original(place: str) -> Scorer:
 def _scorer(name: str, folder: Path, prefix: str, weight: float) -> Scorer:
     preprocessing = "PIL bicubic, rounded crop" + (f", prefix {prefix!r}, times {weight}" if prefix else "")
     opened = revision(folder_of(folder))
-    return Scorer(name, opened, preprocessing, lambda: ClipScore(folder, prefix, weight), lambda f: f.scale)
+    return Scorer(
+        name, opened, preprocessing, lambda: ClipScore(folder, prefix, weight), lambda f: f.scale, towers=True
+    )
 
 
-class ClipScore:
+class ClipScore(Networks):
     """The loaded scorer; OpenAI's tokenizer and torchvision's crop, as OpenAI's own package has them."""
 
     def __init__(self, folder: Path, prefix: str = "", weight: float = 1.0) -> None:
-        self.towers = Towers(folder, openai(), "round", VOCABULARY)
+        from diffalign.scorers.tokens import openai
+        from diffalign.scorers.towers import VOCABULARY, Towers
+
+        self.clip = Towers(folder, openai(), "round", VOCABULARY)
+        self.preprocess, self.towers = self.clip.preprocess, self.clip.parts
         self.prefix, self.weight = prefix, weight
 
     @property
     def scale(self) -> float:
         """By what a difference of scores is multiplied to be the model's own log-odds."""
-        return self.towers.scale / self.weight
+        return self.clip.scale / self.weight
 
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.clip.seen(pixels)
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, float32, (images,)."""
-        cosine = self.towers.cosine(images, [self.prefix + prompt for prompt in prompts])
-        return (self.weight * cosine.clamp(min=0) if self.prefix else cosine).cpu().numpy()
+        cosine = self.clip.cosine(seen, [self.prefix + prompt for prompt in prompts])
+        return self.weight * cosine.clamp(min=0) if self.prefix else cosine

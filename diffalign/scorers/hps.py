@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, revision
-from diffalign.scorers.pixels import padded
-from diffalign.scorers.tokens import openai
-from diffalign.scorers.towers import normal
+from diffalign.scorers.networks import Networks, Remembered, lone
+
+if TYPE_CHECKING:
+    import torch
 
 OFFICIAL = "xswu/HPSv2"
 
@@ -44,34 +42,41 @@ def hpsv2_1_aliased(place: str) -> Scorer:
 def _scorer(name: str, place: str, file: str, antialias: bool) -> Scorer:
     path = file_in(locate(place, OFFICIAL, (file,)), file)
     preprocessing = f"float bicubic, antialias {antialias}, padded black"
-    return Scorer(name, revision(path), preprocessing, lambda: Hps(path, antialias), lambda f: f.scale)
+    return Scorer(name, revision(path), preprocessing, lambda: Hps(path, antialias), lambda f: f.scale, towers=True)
 
 
-class Hps:
+class Hps(Networks):
     """The loaded scorer: ViT-H/14 of open_clip, its sizes read off the checkpoint; open_clip's tokenizer."""
 
     def __init__(self, path: Path, antialias: bool = True) -> None:
         import open_clip
+
+        from diffalign.scorers.pixels import Padded
+        from diffalign.scorers.tokens import openai
 
         state = read(path)
         sizes = architecture(state, path)
         self.model = fit(open_clip.CLIP(**sizes), state, path).to(device())
         self.scale = float(self.model.logit_scale.exp())
         self.tokenize = openai(sizes["text_cfg"]["context_length"])
-        self.preprocess = padded(sizes["vision_cfg"]["image_size"], antialias=antialias)
+        self.preprocess, self.towers = Padded(sizes["vision_cfg"]["image_size"], antialias), (self.model,)
+        self.said = Remembered(self._said)
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
-        """Cosines, float32, (images,); each unique prompt is encoded once."""
-        unique = list(dict.fromkeys(prompts))
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        seen = normal(self.model.encode_image(pixels.to(device())))
-        said = normal(self.model.encode_text(self.tokenize(unique)["input_ids"].to(device())))
-        place = {text: i for i, text in enumerate(unique)}
-        return (seen * said[[place[p] for p in prompts]]).sum(-1).cpu().numpy()
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.model.encode_image(pixels)
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Cosines, float32, (images,)."""
+        from diffalign.scorers.towers import normal
+
+        return (normal(seen) * normal(self.said(prompts))).sum(-1)
+
+    def _said(self, prompts: list[str]) -> "torch.Tensor":
+        return lone(self.model.encode_text, self.tokenize(prompts)["input_ids"].to(device()))
 
 
-def architecture(state: Mapping[str, torch.Tensor], path: Path) -> dict:
+def architecture(state: Mapping[str, "torch.Tensor"], path: Path) -> dict:
     """open_clip's configuration of a checkpoint with ViT-H/14's heads (80 wide in the image tower, 64 in the text's).
 
     Raises InputError for tensors that are no CLIP's.
@@ -93,5 +98,5 @@ def architecture(state: Mapping[str, torch.Tensor], path: Path) -> dict:
         raise InputError(f"{path}: is no CLIP in open_clip's layout ({type(error).__name__}: {error})") from None
 
 
-def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+def _layers(state: Mapping[str, "torch.Tensor"], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import WEIGHTS, file_in, folder_of, locate, read, revision
-from diffalign.scorers.heads import LAYERS, folded
-from diffalign.scorers.tokens import openai
-from diffalign.scorers.towers import VOCABULARY, Towers
+from diffalign.scorers.networks import Networks
+
+if TYPE_CHECKING:
+    import torch
 
 ICT, HP = "8y/ICT", "8y/HP"
 _HEAD = "hp_scorer/mlp_pytorch_model.bin"
@@ -25,7 +23,7 @@ def ict(place: str) -> Scorer:
     Source: Ba et al. 2025 (ICTHP), section 3; MIT licence.
     """
     folder = folder_of(locate(place, ICT, ("config.json", *WEIGHTS, "*.safetensors")))
-    return Scorer("ict", revision(folder), "PIL bicubic, floor crop", lambda: Ict(folder))
+    return Scorer("ict", revision(folder), "PIL bicubic, floor crop", lambda: Ict(folder), towers=True)
 
 
 def hp(place: str) -> Scorer:
@@ -38,48 +36,77 @@ def hp(place: str) -> Scorer:
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file, expected a folder with hp_backbone/ and hp_scorer/")
     tower, head = folder_of(folder / "hp_backbone"), file_in(folder, _HEAD)
-    return Scorer("hp", revision(head, tower), "PIL bicubic, floor crop", lambda: Hp(tower, head))
+    opened = revision(head, tower)
+    return Scorer("hp", opened, "PIL bicubic, floor crop", lambda: Hp(tower, head), blind=True, towers=True)
 
 
 def icthp(place: str) -> Scorer:
     """ICT · HP, the product of both; `place` is "ICT,HP", each a folder or hub id."""
     first, _, second = place.partition(",")
     parts = ict(first), hp(second)
-    return Scorer("icthp", "".join(p.revision for p in parts), parts[0].preprocessing, lambda: Product(parts))
+    opened = "".join(part.revision for part in parts)
+    return Scorer("icthp", opened, parts[0].preprocessing, lambda: Product(parts), towers=True)
 
 
-class Ict:
+class Ict(Networks):
     """The loaded scorer; open_clip's tokenizer, as the authors' inference has it, and transformers' crop."""
 
     def __init__(self, folder: Path) -> None:
-        self.towers = Towers(folder, openai(), "floor", VOCABULARY)
+        from diffalign.scorers.tokens import openai
+        from diffalign.scorers.towers import VOCABULARY, Towers
 
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        self.clip = Towers(folder, openai(), "floor", VOCABULARY)
+        self.preprocess, self.towers = self.clip.preprocess, self.clip.parts
+
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.clip.seen(pixels)
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, float32, (images,)."""
-        return self.towers.cosine(images, prompts).cpu().numpy()
+        return self.clip.cosine(seen, prompts)
 
 
-class Hp:
+class Hp(Networks):
     """The loaded scorer; its head sees the embedding as it is, not normalised."""
 
     def __init__(self, tower: Path, head: Path) -> None:
-        self.towers = Towers(tower, openai(), "floor", VOCABULARY)
-        width = self.towers.model.config.projection_dim
-        self.head = folded(read(head), LAYERS, width, head)
+        from diffalign.scorers.heads import LAYERS, folded
+        from diffalign.scorers.tokens import openai
+        from diffalign.scorers.towers import VOCABULARY, Towers
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        self.clip = Towers(tower, openai(), "floor", VOCABULARY)
+        self.preprocess, self.towers = self.clip.preprocess, self.clip.parts
+        self.head = folded(read(head), LAYERS, self.clip.model.config.projection_dim, head)
+
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.clip.seen(pixels)
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, float64, (images,)."""
-        weight, bias = self.head
-        return torch.sigmoid(self.towers.seen(images).cpu().double() @ weight + bias).numpy()
+        weight, bias = (part.to(seen.device) for part in self.head)
+        return (seen.double() @ weight + bias).sigmoid()
 
 
-class Product:
-    """The product of scorers' scores."""
+class Product(Networks):
+    """The product of two scorers' scores, which take the same pixels; raises InputError where they do not."""
 
     def __init__(self, parts: Sequence[Scorer]) -> None:
-        self.parts = [part.function for part in parts]
+        self.parts: list[Networks] = [part.function for part in parts]
+        self.preprocess = self.parts[0].preprocess
+        if any(part.preprocess != self.preprocess for part in self.parts):
+            raise InputError(f"scorer icthp: {' and '.join(str(part.preprocess) for part in self.parts)} are not alike")
+        self.towers = tuple(tower for part in self.parts for tower in part.towers)
 
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
-        """Scores, (images,)."""
-        return np.prod([np.asarray(part(images, prompts), np.float64) for part in self.parts], axis=0)
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """The embeddings of both, side by side, (images, dimensions)."""
+        import torch
+
+        return torch.cat([part.see(pixels) for part in self.parts], -1)
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Scores, float64, (images,)."""
+        first, second = self.parts
+        width = first.clip.model.config.projection_dim
+        return first.weigh(seen[:, :width], prompts).double() * second.weigh(seen[:, width:], prompts)

@@ -3,17 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit, locate, read, revision, split
-from diffalign.scorers.heads import LAYERS, folded
-from diffalign.scorers.pixels import cropped
-from diffalign.scorers.tokens import bert
+from diffalign.scorers.networks import Networks
+
+if TYPE_CHECKING:
+    import torch
 
 OFFICIAL, WORDS = "THUDM/ImageReward", "google-bert/bert-base-uncased"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
@@ -45,16 +43,20 @@ def imagereward(place: str) -> Scorer:
     folder = path.parent if beside else locate(words, WORDS, ("vocab.txt", *TOKENIZER))
     return Scorer(
         "imagereward", revision(path), f"PIL bicubic, rounded crop, {LENGTH} tokens",
-        lambda: ImageReward(path, folder), lambda _: DEVIATION,
+        lambda: ImageReward(path, folder), lambda _: DEVIATION, towers=True,
     )  # fmt: skip
 
 
-class ImageReward:
+class ImageReward(Networks):
     """The loaded scorer; sizes are read off the checkpoint, heads are 64 wide in both towers."""
 
     def __init__(self, path: Path, words: Path, length: int = LENGTH) -> None:
         from transformers import BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+        from diffalign.scorers.heads import LAYERS, folded
+        from diffalign.scorers.pixels import Cropped
+        from diffalign.scorers.tokens import bert
 
         state = {k: v for k, v in read(path).items() if not k.startswith(_UNUSED)}
         towers = {"blip.visual_encoder.": {}, "blip.text_encoder.": {}, "mlp.": {}}
@@ -69,25 +71,25 @@ class ImageReward:
         self.text = fit(BlipTextModel(language, add_pooling_layer=False), text, path).to(device())
         self.head = folded(head, LAYERS, language.hidden_size, path)
         self.tokenize = bert(words, length)
-        self.preprocess = cropped(vision.image_size, floor=False)
+        self.preprocess, self.towers = Cropped(vision.image_size, floor=False), (self.vision, self.text)
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Hidden states of the image tower, (images, patches + 1, width)."""
+        return self.vision(pixels).last_hidden_state
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, float64, (images,)."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(device())
-        seen = self.vision(pixels).last_hidden_state
-        tokens = {name: ids.to(device()) for name, ids in self.tokenize(prompts).items()}
+        tokens = {name: ids.to(seen.device) for name, ids in self.tokenize(prompts).items()}
         # `is_decoder` in the configuration makes the cross-attention; in the call it would make the text causal
         hidden = self.text(
-            **tokens, encoder_hidden_states=seen, encoder_attention_mask=torch.ones(seen.shape[:2]).to(device()),
+            **tokens, encoder_hidden_states=seen, encoder_attention_mask=seen.new_ones(seen.shape[:2]),
             is_decoder=False,
         ).last_hidden_state  # fmt: skip
-        weight, bias = self.head
-        raw = hidden[:, 0].cpu().double() @ weight + bias
-        return ((raw - MEAN) / DEVIATION).numpy()
+        weight, bias = (part.to(seen.device) for part in self.head)
+        return (hidden[:, 0].double() @ weight + bias - MEAN) / DEVIATION
 
 
-def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _renamed(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     found = {}
     for name, tensor in state.items():
         for before, after in _RENAMES:
@@ -96,7 +98,7 @@ def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def configurations(visual: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor], path: Path) -> tuple:
+def configurations(visual: Mapping[str, "torch.Tensor"], text: Mapping[str, "torch.Tensor"], path: Path) -> tuple:
     """The configurations of both towers, read off the shapes of their tensors; InputError where they are no BLIP's."""
     from transformers import BlipTextConfig, BlipVisionConfig
 
@@ -120,5 +122,5 @@ def configurations(visual: Mapping[str, torch.Tensor], text: Mapping[str, torch.
     return vision, language
 
 
-def _layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+def _layers(state: Mapping[str, "torch.Tensor"], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,15 +1,18 @@
 """Cosine similarity of image and prompt by any open_clip folder: `open_clip_config.json` beside safetensors weights."""
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign import places
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
+from diffalign.scorers.networks import Networks, Remembered, lone
+
+if TYPE_CHECKING:
+    import torch
 
 # The two names that open_clip's own search takes before any pickle.
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
@@ -35,7 +38,7 @@ def open_folder(name: str, folder: Path) -> Scorer:
     from diffalign.weights import fingerprint
 
     preprocessing = "open_clip " + json.dumps(config.get("preprocess_cfg", {}), sort_keys=True)
-    return Scorer(name, fingerprint(folder), preprocessing, lambda: OpenClip(folder), lambda f: f.scale)
+    return Scorer(name, fingerprint(folder), preprocessing, lambda: OpenClip(folder), lambda f: f.scale, towers=True)
 
 
 def _config(folder: Path) -> dict:
@@ -50,45 +53,53 @@ def _config(folder: Path) -> dict:
     return config
 
 
-class OpenClip:
+class OpenClip(Networks):
     """cos(f_image(x), f_text(c)), in [-1, 1], features normalised in float32.
 
     A folder with a tokenizer of its own says so in `text_cfg` (`hf_tokenizer_name`). Raises InputError for weights that
     do not fit the configuration. Source: Hessel et al. 2021 (CLIPScore), equation 1, without its factor and clipping.
     """
 
-    def __init__(self, folder: Path, device: str | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         import open_clip
-        import torch
         from safetensors import SafetensorError
 
+        from diffalign.scorers.checkpoints import device
         from diffalign.weights import settle
 
         name = f"local-dir:{folder.resolve()}"
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            model, _, self.transform = open_clip.create_model_and_transforms(name)
+            model, _, transform = open_clip.create_model_and_transforms(name)
             self.tokenizer = open_clip.get_tokenizer(name)
         except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
             line = " ".join(str(error).split())[:300]
             raise InputError(f"{folder}: open_clip cannot load it ({type(error).__name__}: {line})") from None
-        self.model = settle(model.eval().requires_grad_(False).to(self.device))
+        self.model = settle(model.eval().requires_grad_(False).to(device()))
         self.scale = float(self.model.logit_scale.exp())
+        self.preprocess, self.towers = _preprocess(model.visual.preprocess_cfg, transform), (self.model,)
+        self.said = Remembered(self._said)
 
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
-        """Similarity of each image to its prompt, float32, (images,); each unique prompt is encoded once."""
-        import torch
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.model.encode_image(pixels)
 
-        unique = list(dict.fromkeys(prompts))
-        pixels = torch.stack([self.transform(image) for image in images])
-        tokens = self.tokenizer(unique)
-        with torch.no_grad():
-            seen = self._unit(self.model.encode_image(pixels.to(self.device)))
-            said = self._unit(self.model.encode_text(tokens.to(self.device)))
-        place = {text: i for i, text in enumerate(unique)}
-        return (seen * said[[place[p] for p in prompts]]).sum(-1).cpu().numpy()
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Similarity of each image to its prompt, float32, (images,)."""
+        from diffalign.scorers.towers import normal
 
-    @staticmethod
-    def _unit(features):
-        features = features.float()
-        return features / features.norm(dim=-1, keepdim=True)
+        return (normal(seen) * normal(self.said(prompts))).sum(-1)
+
+    def _said(self, prompts: list[str]) -> "torch.Tensor":
+        return lone(self.model.encode_text, self.tokenizer(prompts).to(next(self.model.parameters()).device))
+
+
+def _preprocess(config: Mapping[str, object], transform: Callable) -> Callable:
+    """open_clip's transform as one of ours where there is one, else itself, which has no gradient."""
+    from diffalign.scorers.pixels import Cropped, Squashed
+
+    size = config["size"]
+    sides = {size} if isinstance(size, int) else set(size)
+    known = {"shortest": functools.partial(Cropped, floor=False), "squash": Squashed}.get(str(config["resize_mode"]))
+    if known is None or len(sides) > 1 or config["interpolation"] != "bicubic" or config["mode"] != "RGB":
+        return transform
+    return known(max(sides), mean=tuple(config["mean"]), std=tuple(config["std"]))

@@ -1,20 +1,107 @@
 """Pictures -> tensors, as each judge's authors did it: PIL in, float32 of shape (3, height, width) out.
 
 Two croppers, because they differ by one pixel where the margin is odd: transformers rounds it down, torchvision to the
-nearest even number. A picture with an alpha channel lies on white.
+nearest even number. A picture with an alpha channel lies on white. Each has a `smooth` form on float pixels, which has
+a gradient and misses only the rounding to 8 bits.
 """
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import torch
+from torch.nn import functional
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 _BICUBIC = PIL.Image.Resampling.BICUBIC
 
-Preprocess = Callable[[PIL.Image.Image], torch.Tensor]
+
+class Preprocess(ABC):
+    """A picture -> pixels, (3, height, width), float32."""
+
+    @abstractmethod
+    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+        """Exactly what the judge's authors do."""
+
+    @abstractmethod
+    def smooth(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of pixels in [0, 1], (3, height, width), without rounding to 8 bits."""
+
+
+@dataclass(frozen=True)
+class Cropped(Preprocess):
+    """Shortest edge to `size` (bicubic, PIL, 8 bits), centre crop, CLIP's mean and deviation.
+
+    floor: margins as transformers' CLIP processor cuts them; else as torchvision does, and with it OpenAI and BLIP.
+    """
+
+    size: int
+    floor: bool
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+        image = rgb(image)
+        width, height = self._resized(*image.size)
+        left, top = self._margin(width), self._margin(height)
+        image = image.resize((width, height), _BICUBIC).crop((left, top, left + self.size, top + self.size))
+        return normalised(unit(image), self.mean, self.std)
+
+    def smooth(self, x: torch.Tensor) -> torch.Tensor:
+        width, height = self._resized(x.shape[2], x.shape[1])
+        left, top = self._margin(width), self._margin(height)
+        x = resized(x, height, width)[:, top : top + self.size, left : left + self.size]
+        return normalised(x, self.mean, self.std)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        long = int(self.size * max(width, height) / min(width, height))
+        return (self.size, long) if width <= height else (long, self.size)
+
+    def _margin(self, length: int) -> int:
+        return (length - self.size) // 2 if self.floor else round((length - self.size) / 2)
+
+
+@dataclass(frozen=True)
+class Squashed(Preprocess):
+    """Both edges to `size` (bicubic, PIL, 8 bits), the aspect ratio lost; values in [-1, 1], as SigLIP's processor."""
+
+    size: int
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+
+    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+        return normalised(unit(rgb(image).resize((self.size, self.size), _BICUBIC)), self.mean, self.std)
+
+    def smooth(self, x: torch.Tensor) -> torch.Tensor:
+        return normalised(resized(x, self.size, self.size), self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Padded(Preprocess):
+    """Longest edge to `size` (bicubic on floats, not clamped), black bars to a square, CLIP's mean and deviation.
+
+    antialias: what torchvision does since 0.17; without it what it did before, when HPSv2 and HPSv2.1 were published.
+    """
+
+    size: int
+    antialias: bool
+
+    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+        return self.smooth(unit(rgb(image)))
+
+    def smooth(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.size / float(max(x.shape[1:]))
+        height, width = (max(1, round(length * scale)) for length in x.shape[1:])
+        if scale != 1.0:
+            x = resized(x, height, width, antialias=self.antialias)
+        left, top = (self.size - width) // 2, (self.size - height) // 2
+        x = functional.pad(x, (left, self.size - width - left, top, self.size - height - top))
+        return normalised(x, CLIP_MEAN, CLIP_STD)
 
 
 def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -27,55 +114,33 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def cropped(size: int, *, floor: bool) -> Preprocess:
-    """Shortest edge to `size` (bicubic, PIL, 8 bits), centre crop, CLIP's mean and deviation.
+def stacked(preprocess: Callable[[PIL.Image.Image], torch.Tensor], images: Sequence[PIL.Image.Image]) -> torch.Tensor:
+    """The pixels of the pictures, (images, 3, height, width), made by as many threads as there are cores."""
+    threads = min(len(images), len(os.sched_getaffinity(0)))
+    if threads == 1:
+        return torch.stack([preprocess(image) for image in images])
+    with ThreadPoolExecutor(threads) as pool:
+        return torch.stack(list(pool.map(preprocess, images)))
 
-    floor: margins as transformers' CLIP processor cuts them; else as torchvision does, and with it OpenAI and BLIP.
+
+def through(preprocess: Preprocess, x: torch.Tensor) -> torch.Tensor:
+    """Straight-through: the values of the exact pixels, the gradient of the smooth ones; x is (images, 3, h, w) in
+    [0, 1], which is rounded to 8 bits for the value.
     """
-
-    def preprocess(image: PIL.Image.Image) -> torch.Tensor:
-        image = rgb(image)
-        width, height = image.size
-        long = int(size * max(width, height) / min(width, height))
-        image = image.resize((size, long) if width <= height else (long, size), _BICUBIC)
-        left, top = (_margin(length - size, floor) for length in image.size)
-        return normalised(unit(image.crop((left, top, left + size, top + size))), CLIP_MEAN, CLIP_STD)
-
-    return preprocess
+    found = []
+    for one in x:
+        eight = (one.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        exact = preprocess(PIL.Image.fromarray(eight)).to(one.device, one.dtype)
+        smooth = preprocess.smooth(one)
+        found.append(exact + (smooth - smooth.detach()))
+    return torch.stack(found)
 
 
-def _margin(spare: int, floor: bool) -> int:
-    return spare // 2 if floor else round(spare / 2)
-
-
-def squashed(size: int) -> Preprocess:
-    """Both edges to `size` (bicubic, PIL, 8 bits), the aspect ratio lost; values in [-1, 1], as SigLIP's processor."""
-
-    def preprocess(image: PIL.Image.Image) -> torch.Tensor:
-        return normalised(unit(rgb(image).resize((size, size), _BICUBIC)), HALF, HALF)
-
-    return preprocess
-
-
-def padded(size: int, *, antialias: bool) -> Preprocess:
-    """Longest edge to `size` (bicubic on floats, not clamped), black bars to a square, CLIP's mean and deviation.
-
-    antialias: what torchvision does since 0.17; without it what it did before, when HPSv2 and HPSv2.1 were published.
-    """
-
-    def preprocess(image: PIL.Image.Image) -> torch.Tensor:
-        x = unit(rgb(image))
-        scale = size / float(max(x.shape[1:]))
-        height, width = (max(1, round(length * scale)) for length in x.shape[1:])
-        if scale != 1.0:
-            x = torch.nn.functional.interpolate(
-                x[None], (height, width), mode="bicubic", align_corners=False, antialias=antialias
-            )[0]
-        left, top = (size - width) // 2, (size - height) // 2
-        x = torch.nn.functional.pad(x, (left, size - width - left, top, size - height - top))
-        return normalised(x, CLIP_MEAN, CLIP_STD)
-
-    return preprocess
+def resized(x: torch.Tensor, height: int, width: int, *, antialias: bool = True) -> torch.Tensor:
+    """Pixels (3, h, w) brought to another size, bicubic on floats."""
+    return functional.interpolate(
+        x[None], (height, width), mode="bicubic", align_corners=False, antialias=antialias
+    )[0]  # fmt: skip
 
 
 def unit(image: PIL.Image.Image) -> torch.Tensor:
@@ -85,4 +150,5 @@ def unit(image: PIL.Image.Image) -> torch.Tensor:
 
 def normalised(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(x - mean) / std, channel by channel."""
-    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (mean, std))
+    return (x - mean) / std

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import WEIGHTS, device, folder_of, locate, open_pretrained, read, revision, split
-from diffalign.scorers.heads import LAYERS, folded
-from diffalign.scorers.pixels import squashed
-from diffalign.scorers.towers import normal
+from diffalign.scorers.networks import Networks
+
+if TYPE_CHECKING:
+    import torch
 
 TOWER = "google/siglip-so400m-patch14-384"
 
@@ -32,24 +30,34 @@ def aesthetic_v2_5(place: str) -> Scorer:
         raise InputError(f"{head}: no such file")
     folder = folder_of(locate(tower, TOWER, ("config.json", *WEIGHTS[:2], "*.safetensors")))
     opened = revision(Path(head), folder)
-    return Scorer("aesthetic_v2.5", opened, "PIL bicubic, squashed", lambda: AestheticV25(Path(head), folder))
+    return Scorer(
+        "aesthetic_v2.5", opened, "PIL bicubic, squashed", lambda: AestheticV25(Path(head), folder),
+        blind=True, towers=True,
+    )  # fmt: skip
 
 
-class AestheticV25:
+class AestheticV25(Networks):
     """The loaded scorer."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         from transformers import SiglipVisionModel
 
+        from diffalign.scorers.heads import LAYERS, folded
+        from diffalign.scorers.pixels import Squashed
+
         spare = ("text_model.", "logit_scale", "logit_bias", "vision_model.embeddings.position_ids")
         self.tower = open_pretrained(SiglipVisionModel, folder, spare).to(device())
         state = {name.removeprefix("scoring_head."): tensor for name, tensor in read(path).items()}
         self.head = folded(state, LAYERS, self.tower.config.hidden_size, path)
-        self.preprocess = squashed(self.tower.config.image_size)
+        self.preprocess, self.towers = Squashed(self.tower.config.image_size), (self.tower,)
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Embeddings, (images, dimension)."""
+        return self.tower(pixels).pooler_output
+
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, float64, (images,)."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(device())
-        weight, bias = self.head
-        return (normal(self.tower(pixels).pooler_output).cpu().double() @ weight + bias).numpy()
+        from diffalign.scorers.towers import normal
+
+        weight, bias = (part.to(seen.device) for part in self.head)
+        return normal(seen).double() @ weight + bias

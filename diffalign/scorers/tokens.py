@@ -29,20 +29,20 @@ def openai(length: int = 77) -> Tokenize:
 
 
 def clip(folder: Path, length: int = 77) -> Tokenize:
-    """The CLIP tokenizer in a transformers folder: ids and mask, padded to the longest prompt, cut to `length`."""
+    """The CLIP tokenizer in a transformers folder: ids and mask, padded and cut to `length`."""
     from transformers import CLIPTokenizer
 
-    return _huggingface(CLIPTokenizer, folder, length, "longest")
+    return _huggingface(CLIPTokenizer, folder, length)
 
 
 def bert(folder: Path, length: int) -> Tokenize:
     """The uncased BERT tokenizer in a transformers folder: ids and mask, padded and cut to `length`."""
     from transformers import BertTokenizer
 
-    return _huggingface(BertTokenizer, folder, length, "max_length")
+    return _huggingface(BertTokenizer, folder, length)
 
 
-def _huggingface(kind: type, folder: Path, length: int, padding: str) -> Tokenize:
+def _huggingface(kind: type, folder: Path, length: int) -> Tokenize:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, or a vocabulary)")
     try:
@@ -52,7 +52,7 @@ def _huggingface(kind: type, folder: Path, length: int, padding: str) -> Tokeniz
 
     def tokenize(prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         found = tokenizer(
-            list(prompts), padding=padding, truncation=True, max_length=length, return_tensors="pt",
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt",
             split_special_tokens=True,
         )  # fmt: skip
         return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
+from torch import nn
 
 from diffalign.records import InputError
 from diffalign.scorers.checkpoints import device, open_pretrained
-from diffalign.scorers.pixels import cropped
+from diffalign.scorers.networks import Remembered, lone
+from diffalign.scorers.pixels import Cropped
 from diffalign.scorers.tokens import Tokenize
 
 # The vocabulary of OpenAI's tokenizer, of which open_clip ships the merges.
@@ -30,34 +31,35 @@ class Towers:
         if vocabulary is not None and text.vocab_size != vocabulary:
             raise InputError(f"{folder}: has a vocabulary of {text.vocab_size}, expected CLIP's own of {vocabulary}")
         self.tokenize = tokenize
-        self.preprocess = cropped(self.model.config.vision_config.image_size, floor=crop == "floor")
+        self.preprocess = Cropped(self.model.config.vision_config.image_size, floor=crop == "floor")
+        self.scale = float(self.model.logit_scale.exp())
+        self.said = Remembered(self._said)
 
     @property
-    def scale(self) -> float:
-        """exp(logit_scale), the factor of the cosine in the model's own softmax."""
-        return float(self.model.logit_scale.exp())
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The networks, without the temperature."""
+        m = self.model
+        return m.vision_model, m.visual_projection, m.text_model, m.text_projection
 
-    @torch.no_grad()
-    def seen(self, images: Sequence[Image]) -> torch.Tensor:
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
         """Image embeddings, not normalised, (images, dimension)."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.model.device)
-        return self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float()
+        return wide(self.model.visual_projection(self.model.vision_model(pixels).pooler_output))
 
-    @torch.no_grad()
-    def said(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text embeddings, not normalised, (prompts, dimension); each unique prompt is encoded once."""
-        unique = list(dict.fromkeys(prompts))
-        tokens = {name: ids.to(self.model.device) for name, ids in self.tokenize(unique).items()}
-        found = self.model.text_projection(self.model.text_model(**tokens).pooler_output).float()
-        place = {text: i for i, text in enumerate(unique)}
-        return found[[place[p] for p in prompts]]
+    def cosine(self, seen: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """cos(image, prompt), (images,), of image embeddings."""
+        return (normal(seen) * normal(self.said(prompts))).sum(-1)
 
-    def cosine(self, images: Sequence[Image], prompts: Sequence[str]) -> torch.Tensor:
-        """cos(image, prompt), float32, (images,)."""
-        return (normal(self.seen(images)) * normal(self.said(prompts))).sum(-1)
+    def _said(self, prompts: list[str]) -> torch.Tensor:
+        tokens = {name: ids.to(self.model.device) for name, ids in self.tokenize(prompts).items()}
+        return wide(lone(self.model.text_projection, self.model.text_model(**tokens).pooler_output))
 
 
 def normal(features: torch.Tensor) -> torch.Tensor:
-    """Features of length one, in float32."""
-    features = features.float()
+    """Features of length one, in float32 at least."""
+    features = wide(features)
     return features / features.norm(dim=-1, keepdim=True)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or in float64 where it is that."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,102 @@
+"""Judges that are networks in this process: an image is seen once and a prompt read once, whatever the batch.
+
+Nothing of torch is imported before a judge is loaded, so that naming one costs nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL.Image import Image
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from diffalign.scorers.pixels import Preprocess
+
+
+class Networks(ABC):
+    """A loaded judge: `preprocess` makes a picture a tensor, `see` features of it, `weigh` a score under a prompt.
+
+    Attributes:
+        preprocess: A picture -> pixels as the judge's authors make them.
+        towers: The networks, whose precision may be lowered; what comes after them is computed in float32 at least.
+    """
+
+    preprocess: "Preprocess"
+    towers: Sequence["nn.Module"]
+
+    @abstractmethod
+    def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Features of preprocessed pixels (images, 3, height, width); the first axis stays."""
+
+    @abstractmethod
+    def weigh(self, seen: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Scores, (images,), of features under as many prompts."""
+
+    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        """Scores, (images,); a picture that is there several times (the same object) is seen once."""
+        import torch
+
+        from diffalign.scorers.pixels import stacked
+
+        unique = {id(image): image for image in images}
+        place = {key: n for n, key in enumerate(unique)}
+        with torch.no_grad():
+            seen = self.see(self._moved(stacked(self.preprocess, list(unique.values()))))
+            seen = seen if len(unique) == len(images) else seen[[place[id(image)] for image in images]]
+            return self.weigh(seen, prompts).cpu().numpy()
+
+    def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient.
+
+        The values are those of the pictures rounded to 8 bits; the gradient is that of resizing without rounding, taken
+        where the exact pixels are (straight-through).
+        """
+        from diffalign.scorers.pixels import through
+
+        return self.weigh(self.see(self._moved(through(self.preprocess, pixels))), prompts)
+
+    def cast(self, dtype: "torch.dtype") -> None:
+        """Compute the towers in `dtype`."""
+        for tower in self.towers:
+            tower.to(dtype)
+
+    def _moved(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        first = next(self.towers[0].parameters())
+        return pixels.to(first.device, first.dtype)
+
+
+class Remembered:
+    """What `encode` makes of prompts, (prompts, …), of which each is encoded once; the last `most` are kept.
+
+    `encode` has to give a row that does not depend on the others, else results depended on what was asked before.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], "torch.Tensor"], most: int = 16384) -> None:
+        self.encode, self.most = encode, most
+        self.known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, prompts: Sequence[str]) -> "torch.Tensor":
+        import torch
+
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        if new:
+            with torch.no_grad():
+                # rows of their own, so that dropping one frees it
+                self.known |= {prompt: row.clone() for prompt, row in zip(new, self.encode(new), strict=True)}
+        found = torch.stack([self.known[prompt] for prompt in prompts])
+        for old in list(self.known)[: max(0, len(self.known) - self.most)]:
+            del self.known[old]
+        return found
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.known.clear()
+
+
+def lone(project: Callable[["torch.Tensor"], "torch.Tensor"], rows: "torch.Tensor") -> "torch.Tensor":
+    """project(rows), where a row alone goes in twice: matrix libraries take another path, and other bits, for one."""
+    return project(rows.expand(2, *rows.shape[1:]))[:1] if len(rows) == 1 else project(rows)

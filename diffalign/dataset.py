@@ -125,14 +125,23 @@ class Dataset:
         orders = {e: stream("order", seed, first + e).permutation(n) for e in {p // n for p in places}}
         return [Visit(pool[orders[p // n][p % n]], first + p // n) for p in places]
 
+    def require_gaps(self, why: str) -> None:
+        """Raise InputError naming the first judgement without a score gap."""
+        if rows := [r for g in self.groups for r in g.judgements if r.score_gap is None]:
+            raise InputError(f"{self.folder}: judgement {rows[0].id}, field score_gap: is missing, and {why}")
+
+    def require_shares(self, who: str) -> None:
+        """Raise InputError naming the first ranking whose scores are not shares of duels won, in [0, 1]."""
+        if rows := [r for g in self.groups for r in g.judgements if not 0 <= min(r.scores) <= max(r.scores) <= 1]:
+            raise InputError(
+                f"{self.folder}: judgement {rows[0].id}, field scores: lie in [{min(rows[0].scores):g}, "
+                f"{max(rows[0].scores):g}]; {who} expects shares of duels won, in [0, 1], as `pair` writes them"
+            )
+
     @cached_property
     def easiest(self) -> list[Group]:
         """The groups by their largest score gap, widest first; raises InputError where a judgement has no gap."""
-        rows = [r for g in self.groups for r in g.judgements if r.score_gap is None]
-        if rows:
-            raise InputError(
-                f"{self.folder}: judgement {rows[0].id}, field score_gap: is missing, and a curriculum goes by it"
-            )
+        self.require_gaps("a curriculum goes by it")
         return sorted(self.groups, key=lambda g: (-max(abs(r.score_gap) for r in g.judgements), g.id))
 
 

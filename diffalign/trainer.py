@@ -19,11 +19,16 @@ from diffalign.run import HardCopy, Run
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: how many are done, and its metrics as tensors on the device (reading them waits for it)."""
+    """One optimizer step: how many are done, and its metrics as tensors on the device (reading them waits for it).
+
+    images, errors: what this process saw, and the sum of its errors under policy and past selves, (images,).
+    """
 
     index: int
     metrics: dict[str, Tensor]
     learning_rate: float
+    images: tuple[str, ...]
+    errors: Tensor
 
 
 class Trainer:
@@ -86,11 +91,16 @@ class Trainer:
         return self.data.visits(run.seed, self.step, run.batch, run.curriculum.stages, run.curriculum.every)
 
     def _check_kind(self) -> None:
-        wanted, name = self.run.objective.judgement, type(self.run.objective).__name__
-        if not issubclass(dataset.KINDS[self.data.kind], wanted):
+        objective, name = self.run.objective, type(self.run.objective).__name__
+        if not issubclass(dataset.KINDS[self.data.kind], objective.judgement):
             raise InputError(
-                f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from {wanted.__name__}"
+                f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from "
+                f"{objective.judgement.__name__}"
             )
+        if objective.needs_gaps:
+            self.data.require_gaps(f"{name} reads it")
+        if objective.needs_shares:
+            self.data.require_shares(name)
         if self.run.curriculum.stages > 1:
             _ = self.data.easiest  # refuses missing score gaps
 
@@ -107,7 +117,7 @@ class Trainer:
         parts = self._parts(visits)
         together = run.parity == "batch" and (len(parts) > 1 or self.world > 1)
         coupled = self._gather(parts) if run.objective.coupled and together else None
-        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        sums, seen = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device), []
         self.denoiser.train(False)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
@@ -117,6 +127,7 @@ class Trainer:
                 loss = (weight.to(outcome.loss.dtype) * outcome.loss).sum() / total_weight
                 (loss * self.world).backward()
             sums += measuring.sums(errors, judgement, outcome, loss.detach())
+            seen.append(errors.altogether())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), run.optimizer.max_grad_norm)
         lr = run.optimizer.lr * factor(run, self.step)
         for group in self.optimizer.param_groups:
@@ -129,7 +140,8 @@ class Trainer:
         metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
         if self.limit:
             metrics["reference_divergence"] = sums.new_tensor(self.divergence)
-        return Step(self.step, metrics, lr)
+        images = tuple(i for part in parts for visit in part for i in visit.group.images)
+        return Step(self.step, metrics, lr, images, torch.cat(seen))
 
     def _parts(self, visits: Sequence[dataset.Visit]) -> list[Sequence[dataset.Visit]]:
         """This process's share of the visits, cut into micro-batches."""

@@ -40,16 +40,22 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
         if main
         else contextlib.nullcontext() as board
     ):
+        unread: list[Step] = []
         for step in track(trainer, "train", run.steps - trainer.step):
+            unread.append(step)
             last = step.index == run.steps
-            if step.index == 1 or step.index % run.log_every == 0 or last:
+            logs = step.index == 1 or step.index % run.log_every == 0 or last
+            saves = step.index % run.save_every == 0 or last
+            if logs or saves:
+                _refuse_infinite(unread, run)
+                unread.clear()
+            if logs:
                 entry = _entry(step, run)
                 if main:
                     journal.append(out / "metrics.jsonl", entry)
                     for name, value in entry.items():
                         board.add_scalar(f"train/{name}", value, step.index)
-            if main and (step.index % run.save_every == 0 or last):
-                _entry(step, run)
+            if main and saves:
                 trainer.save(out / f"checkpoint-{step.index}")
                 checkpoint.prune(out, run.keep)
     if main:
@@ -81,15 +87,25 @@ def _resume(trainer: Trainer, out: Path) -> str:
 
 
 def _entry(step: Step, run: Run) -> dict[str, float]:
-    """One line of metrics; raises InputError where a number is not finite, so that nothing bad is saved."""
+    """One line of metrics."""
     values = {name: float(value) for name, value in step.metrics.items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise InputError(
-            f"step {step.index}: {bad[0]} is {values[bad[0]]}; nothing of this step was saved. "
-            f"Lower optimizer.lr ({run.optimizer.lr}) and run the command again to go on from the last checkpoint"
-        )
     return {"step": step.index, **values, "learning_rate": step.learning_rate, "groups": step.index * run.batch}
+
+
+def _refuse_infinite(steps: list[Step], run: Run) -> None:
+    """Raise InputError on the first step with a number that is not finite, before anything of it is saved."""
+    for step in steps:
+        images = [(i, e) for i, e in zip(step.images, step.errors.tolist(), strict=True) if not math.isfinite(e)]
+        numbers = [(name, float(value)) for name, value in step.metrics.items() if not value.isfinite()]
+        if images or numbers:
+            what, value = ("the error", images[0][1]) if images else numbers[0]
+            named = list(dict.fromkeys([i for i, _ in images] or step.images))
+            of = f"image{'s' * (len(named) > 1)} {', '.join(named[:3])}"
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            raise InputError(
+                f"step {step.index}: {what} of {of}{more} is {value}; nothing of this step was saved. Lower "
+                f"optimizer.lr ({run.optimizer.lr}) and run the command again to go on from the last checkpoint"
+            )
 
 
 def _closing(run: Run) -> str:

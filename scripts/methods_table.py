@@ -10,9 +10,7 @@ from pathlib import Path
 
 from diffalign import places
 from diffalign.folders import write_atomically
-from diffalign.objectives import MarginAdaptive
 from diffalign.objectives.base import Advantages, Judgement, Modifier, Objective, Pairs, Ranking, Unpaired
-from diffalign.objectives.pairwise import PairwiseObjective
 from diffalign.recipes import load_recipe
 from diffalign.run import EMA, HardCopy, Run
 
@@ -66,7 +64,7 @@ def reference(run: Run) -> str:
 def data(run: Run) -> str:
     """The kind of judgement, and what else the records must hold."""
     needed = [KINDS[run.objective.judgement]]
-    weighed = isinstance(run.objective, PairwiseObjective) and isinstance(run.objective.terms()[2], MarginAdaptive)
+    weighed = run.objective.needs_gaps
     if weighed or run.curriculum.stages > 1:
         needed.append("score gaps")
     if run.captions == "own":

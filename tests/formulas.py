@@ -183,7 +183,8 @@ UTILITIES = {do.KahnemanTversky: sigma, do.LossAverse: lambda v: -ell(v), do.Ris
 
 def kto(o: do.KTO, x: Batch, s: Batch) -> ndarray:
     v, h = reward(o, x) - max(0, reward(o, s).mean()), UTILITIES[type(o.utility)]
-    return x.desirable * o.weights[0] * (1 - h(v)) + (1 - x.desirable) * o.weights[1] * (1 - h(-v))
+    d = x.desirable if o.soft else np.where(x.desirable == 0.5, 0.5, x.desirable > 0.5)
+    return d * o.weights[0] * (1 - h(v)) + (1 - d) * o.weights[1] * (1 - h(-v))
 
 
 def bco(o: do.BCO, x: Batch, s: Batch) -> ndarray:

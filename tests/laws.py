@@ -76,6 +76,7 @@ LAWS = [
     Law(do.SFT(), "ranking", lambda o, x, s: f.winner(x), (LEVEL, 1), shift=False),
     Law(do.SFT(), "advantages", lambda o, x, s: f.winner(x), (LEVEL, 1), shift=False),
     Law(do.KTO(2000.0), "unpaired", f.kto, (0.5, 250)),
+    Law(do.KTO(2000.0, soft=True), "unpaired", f.kto, (0.5, 250)),
     Law(do.KTO(2000.0, do.LossAverse(), (1.0, 0.5)), "unpaired", f.kto, (1 + LOG2, 500)),
     Law(do.KTO(2000.0, do.RiskSeeking(), (2.0, 1.0)), "unpaired", f.kto, (2 - 2 * LOG2, 1000)),
     Law(do.BCO(2000.0), "unpaired", f.bco, (LOG2, 500)),

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffalign import backbones, dataset, states, training
 from diffalign.backbones.base import errors
 from diffalign.objectives import DPO, KTO, SFT
+from diffalign.passes import Passes
 from diffalign.records import InputError
 from diffalign.run import AdamW, Adaptation, Full, LoRA, Run, Schedule, States
 from diffalign.trainer import Trainer, factor
@@ -340,11 +341,30 @@ def test_reference_free_objectives_make_no_reference(plain: Run) -> None:
 def test_a_number_that_is_none_stops_it_and_saves_nothing(plain: Run) -> None:
     wild = dataclasses.replace(plain, optimizer=AdamW(lr=1e30), policy=Full(), save_every=1, steps=5)
     said = message(wild)
-    assert said.startswith("step 2: ")
+    data = dataset.Dataset(Path(plain.data))
+    first = [i for visit in data.visits(wild.seed, 1, wild.batch) for i in visit.group.images][:3]
+    assert said.startswith(f"step 2: the error of images {', '.join(first)} and ")
     assert "is nan; nothing of this step was saved. Lower optimizer.lr (1e+30)" in said
     assert [p.name for p in Path(wild.out).glob("checkpoint-*")] == ["checkpoint-1"]
     assert [m["step"] for m in metrics(wild.out)] == [1]
     assert not (Path(wild.out) / "policy").exists()
+
+
+def test_one_bad_image_is_named_at_its_step(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though only every other step is looked at, and whatever the loss makes of the number."""
+    third = dataset.Dataset(Path(plain.data)).visits(plain.seed, 2, plain.batch)
+    image, original = third[1].group.images[0], Passes.measure
+
+    def spoiled(self: Passes, visits: list[dataset.Visit]) -> object:
+        errors, judgement, weight = original(self, visits)
+        names = [i for v in visits for i in v.group.images]
+        hit = torch.tensor([math.inf if visits[0] == third[0] and n == image else 0.0 for n in names])
+        return dataclasses.replace(errors, policy=errors.policy + hit), judgement, weight
+
+    monkeypatch.setattr(Passes, "measure", spoiled)
+    said = message(dataclasses.replace(plain, log_every=100, save_every=100))
+    assert said.startswith(f"step 3: the error of image {image} is inf; nothing of this step was saved.")
+    assert not list(Path(plain.out).glob("checkpoint-*"))
 
 
 def test_a_run_that_cannot_start_claims_no_folder(plain: Run, tmp_path: Path, models: dict[str, Path]) -> None:

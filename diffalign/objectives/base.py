@@ -47,6 +47,10 @@ class Errors:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, value.detach())
 
+    def altogether(self) -> Tensor:
+        """Policy, reference and old errors summed, (images,), without gradient: finite where all of them are."""
+        return sum(e.detach() for e in (self.policy, self.reference, self.old) if e is not None)
+
     def at(self, images: Tensor) -> "Errors":
         """The errors of these images in this order, with the inner products that are per image."""
         moved = {n: None if (v := getattr(self, n)) is None else v[images] for n in ("reference", "old", "t", "snr")}
@@ -73,9 +77,10 @@ class Objective(ABC):
 
     `judgement`: the kind it learns from (`Judgement` itself: any kind). `reference_free`: whether it ignores
     `Errors.reference`. `needs`: the inner products it reads from `Errors.cross`. `needs_old`: whether it reads
-    `Errors.old`. A coupled objective reads a statistic of the whole optimizer batch: `gather` gives its additive sums
-    for a part of it, and the call takes their total, at the price of a pass without gradient (or, given none, gathers
-    from the batch it sees).
+    `Errors.old`. `needs_gaps`: whether it reads the pairs' score gaps. `needs_shares`: whether the scores of a ranking
+    must be shares of duels won, in [0, 1]. A coupled objective reads a statistic of the whole optimizer batch: `gather`
+    gives its additive sums for a part of it, and the call takes their total, at the price of a pass without gradient
+    (or, given none, gathers from the batch it sees).
     """
 
     judgement: ClassVar[type[Judgement]] = Pairs
@@ -83,6 +88,8 @@ class Objective(ABC):
     coupled: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     needs_old: ClassVar[bool] = False
+    needs_gaps: ClassVar[bool] = False
+    needs_shares: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, errors: Errors, judgement: Judgement, total: Tensor | None = None) -> Outcome:
@@ -132,6 +139,14 @@ class Modifier(Objective):
     @property
     def needs_old(self) -> bool:
         return self.objective.needs_old
+
+    @property
+    def needs_gaps(self) -> bool:
+        return self.objective.needs_gaps
+
+    @property
+    def needs_shares(self) -> bool:
+        return self.objective.needs_shares
 
     @property
     def needs(self) -> tuple[str, ...]:

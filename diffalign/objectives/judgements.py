@@ -93,6 +93,10 @@ class Unpaired(Judgement):
     def mean(self, values: Tensor) -> Tensor:
         return values
 
+    def verdict(self) -> Tensor:
+        """(images,): 1 above a half, 0 below, a half there."""
+        return 0.5 * (1 + (2 * self.desirable - 1).sign())
+
     def winner(self, values: Tensor) -> Tensor:
         """desirable * v: an undesirable image wins nothing."""
         return self.desirable.to(values.dtype) * values

@@ -21,6 +21,11 @@ class PairwiseObjective(Objective):
     def __post_init__(self) -> None:
         self.terms()
 
+    @property
+    def needs_gaps(self) -> bool:
+        """As its weight does."""
+        return self.terms()[2].needs_gaps
+
     def __call__(self, errors: Errors, judgement: Pairs, total: Tensor | None = None) -> Outcome:
         self.check(errors, judgement)
         reward, link, weight = self.terms()

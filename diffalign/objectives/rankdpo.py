@@ -22,6 +22,7 @@ class RankDPO(Objective):
     """
 
     judgement: ClassVar[type[Ranking]] = Ranking
+    needs_shares: ClassVar[bool] = True
     beta: float = 5000.0
 
     def __post_init__(self) -> None:

@@ -22,7 +22,9 @@ class Reward(ABC):
 
 
 class Weight(ABC):
-    """(errors, pairs) -> factor per pair."""
+    """(errors, pairs) -> factor per pair. `needs_gaps`: whether it reads the pairs' score gaps."""
+
+    needs_gaps: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, errors: Errors, pairs: Pairs) -> Tensor: ...
@@ -105,6 +107,7 @@ class MarginAdaptive(Weight):
     and is 1 at tau.  MADPO.
     """
 
+    needs_gaps: ClassVar[bool] = True
     c_max: float
     c_min: float
     steepness: float

@@ -6,7 +6,7 @@ import importlib
 import keyword
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from diffalign import __version__, parsing
 from diffalign.records import InputError
@@ -30,11 +30,21 @@ NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main() -> None:
-    """Run one verb; exit 0 when it is done, 2 on a user's mistake (1 on a failed check), 130 on Ctrl-C."""
+    """Run one verb."""
+    carry_out(lambda: _run(sys.argv[1:]))
+
+
+def script(function: Callable[..., str], program: str) -> None:
+    """Run a function of a script with the words of the command line, as `main` runs a verb's."""
+    carry_out(lambda: parsing.call(function, sys.argv[1:], program)())
+
+
+def carry_out(call: Callable[[], str]) -> None:
+    """Print what a call says; exit 0 when it is done, 2 on a user's mistake (1 on a failed check), 130 on Ctrl-C."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
-        print(_run(sys.argv[1:]))
+        print(call())
     except InputError as error:
         _fail(str(error), error.status)
     except KeyboardInterrupt:

@@ -39,8 +39,8 @@ def described(path: Path) -> Described:
 
 
 def recipes() -> list[Described]:
-    """All shipped recipes, those for the papers' models first."""
-    paths = sorted(places.recipe("shapes_dpo").parent.glob("*.py"))
+    """All shipped recipes, those for the papers' models first; scripts of rounds define no run of their own."""
+    paths = [p for p in places.recipe("shapes_dpo").parent.glob("*.py") if not p.stem.startswith("rounds_")]
     return [described(p) for p in sorted(paths, key=lambda p: (p.stem.startswith("shapes_"), p.stem))]
 
 

@@ -13,13 +13,13 @@ PACKAGE = ROOT / "diffalign"
 
 FLOORS = {
     "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0, "decoding": 0,
-    "manifest": 0, "conversions": 0, "intervals": 0, "card": 0,
+    "manifest": 0, "conversions": 0, "intervals": 0, "card": 0, "rules": 0, "sets": 0, "outsiders": 0,
     "adapters": 1, "attention": 1, "activations": 1,
     "objectives": 1, "diffusion": 1, "times": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,
     "run": 2, "recipes": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2,
     "dataset": 2,
     "comparing": 2, "readers": 2, "importing": 2, "judging": 2, "measuring": 2, "journal": 2,
-    "selecting": 1, "fifa": 1, "buckets": 1, "observations": 2, "gallery": 2,
+    "selecting": 1, "fifa": 1, "buckets": 1, "observations": 2, "gallery": 2, "grouping": 2, "gathering": 2,
     "policy": 3, "states": 3, "sampling": 3, "export": 3, "passes": 3,
     "trainer": 4, "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,
     "curves": 4, "findings": 4, "pictures": 4,
@@ -33,6 +33,7 @@ SAME_FLOOR = {
     ("curves", "findings"), ("curves", "pictures"), ("findings", "pictures"), ("pictures", "findings"),
     ("demo", "training"), ("demo", "report"), ("scorers", "shapes"), ("scoring", "readers"),
     ("importing", "readers"), ("inspecting", "readers"), ("inspecting", "observations"), ("inspecting", "gallery"),
+    ("pairing", "grouping"), ("pairing", "gathering"),
     ("observations", "readers"), ("gallery", "observations"), ("gallery", "readers"),
 }  # fmt: skip
 HEAVY = {

@@ -7,19 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from diffalign import folders, pairing
+from diffalign import folders, gathering, pairing, rules
 from diffalign.dataset import Dataset
 from diffalign.records import Image, InputError, Judgement, Prompt, Score, prompt_id
-from diffalign.streams import stream
-
-VALUES = st.lists(st.floats(-10, 10), min_size=2, max_size=7)
-
-
-def rng() -> np.random.Generator:
-    return stream("test", 0)
 
 
 def scored(place: Path, groups: dict[str, dict[str, list[float | None]]], order: random.Random | None = None) -> Path:
@@ -54,39 +45,8 @@ def paired(place: Path, groups: dict[str, dict[str, list[float | None]]], **flag
 
 
 def test_the_flag_offers_exactly_the_rules() -> None:
-    assert set(get_args(get_type_hints(pairing.pair)["rule"])) == set(pairing.RULES)
-
-
-def test_rules_on_one_group() -> None:
-    values = np.array([0.3, 0.9, 0.1, 0.5])
-    assert pairing.best_vs_worst(values, rng()) == [(1, 2)]
-    assert pairing.neighbours(values, rng()) == [(1, 3), (3, 0), (0, 2)]
-    assert sorted(pairing.all_pairs(values, rng())) == [(0, 2), (1, 0), (1, 2), (1, 3), (3, 0), (3, 2)]
-    [(best, other)] = pairing.best_vs_random(values, rng())
-    assert best == 1
-    assert other in (0, 2, 3)
-
-
-@given(VALUES)
-def test_rules_put_the_better_first(values: list[float]) -> None:
-    scores = np.array(values)
-    for rule in pairing.RULES.values():
-        pairs = rule(scores, rng())
-        assert pairs
-        assert all(scores[better] >= scores[worse] for better, worse in pairs)
-        assert all(better != worse for better, worse in pairs if scores[better] > scores[worse])
-    n = len(values)
-    assert len({frozenset(p) for p in pairing.all_pairs(scores, rng())}) == n * (n - 1) // 2
-    assert len(pairing.neighbours(scores, rng())) == n - 1
-    assert pairing.best_vs_worst(scores, rng())[0][0] == scores.argmax()
-
-
-def test_the_random_opponent_is_uniform() -> None:
-    scores, generator = np.array([0.0, 3.0, 1.0, 2.0]), rng()
-    drawn = [pairing.best_vs_random(scores, generator)[0][1] for _ in range(3000)]
-    counts = np.bincount(drawn, minlength=4)
-    assert counts[1] == 0
-    assert (np.abs(counts[[0, 2, 3]] - 1000) < 5 * math.sqrt(3000 * 2 / 9)).all()
+    assert set(get_args(get_type_hints(pairing.pair)["rule"])) == set(pairing.READS)
+    assert set(rules.RULES) | {*pairing.SEVERAL, *pairing.LISTS, *gathering.RULES} == set(pairing.READS)
 
 
 # --- records
@@ -109,7 +69,7 @@ def test_soft_labels_are_a_sigmoid_of_the_gap(temperature: float, tmp_path: Path
         assert math.log(odds) == pytest.approx(judgement.score_gap / temperature, rel=1e-6)
 
 
-@pytest.mark.parametrize("rule", list(pairing.RULES))
+@pytest.mark.parametrize("rule", list(rules.RULES))
 @pytest.mark.parametrize("shuffle", [1, 2])
 def test_nothing_depends_on_the_order_of_rows(rule: str, shuffle: int, tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(5, 4)).round(1)
@@ -176,7 +136,7 @@ def test_no_preference_is_made_of_gold_scores(name: str, tmp_path: Path) -> None
     beside = scored(tmp_path / "beside", {"a": {name: [0.0, 1.0], "clip": [1.0, 0.0]}})
     for scores, wanted in ((alone, None), (alone, name), (beside, name)):
         with pytest.raises(InputError, match=f"{name} is for measuring only; nothing is ever trained on it"):
-            pairing.pair(scores, out=tmp_path / "pairs", scorer=wanted)
+            pairing.pair(scores, out=tmp_path / "pairs", scorer=() if wanted is None else (wanted,))
     assert not (tmp_path / "pairs").exists()
     pairing.pair(beside, out=tmp_path / "pairs")
     [found] = folders.records(tmp_path / "pairs", "judgements")
@@ -192,8 +152,8 @@ def test_which_scorer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds scores by clip, mine.py:f; choose one with --scorer"):
         pairing.pair(scores, out=tmp_path / "pairs")
     with pytest.raises(InputError, match="holds no scores by 'clop', only by clip, gold, mine.py:f"):
-        pairing.pair(scores, out=tmp_path / "pairs", scorer="clop")
-    assert "by mine.py:f" in pairing.pair(scores, out=tmp_path / "pairs", scorer="mine.py:f")
+        pairing.pair(scores, out=tmp_path / "pairs", scorer=("clop",))
+    assert "by mine.py:f" in pairing.pair(scores, out=tmp_path / "pairs", scorer=("mine.py:f",))
 
 
 @pytest.mark.parametrize(

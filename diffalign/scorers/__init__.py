@@ -2,11 +2,10 @@
 
 import difflib
 import importlib
-import importlib.util
-import sys
 from pathlib import Path
 
-from diffalign.records import InputError, digest
+from diffalign import outsiders
+from diffalign.records import InputError
 from diffalign.scorers.base import Answers, Score, Scorer, Unavailable
 
 __all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "load"]
@@ -43,7 +42,8 @@ def load(text: str) -> Scorer:
     """
     path, _, function = text.rpartition(":")
     if path.endswith(".py"):
-        return _outsider(Path(path), function)
+        found, revision = outsiders.load(text, "scorer")
+        return Scorer(f"{Path(path).name}:{function}", revision, "PIL, RGB", lambda: found)
     name, _, place = text.partition("=")
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, 1)
@@ -51,21 +51,3 @@ def load(text: str) -> Scorer:
         raise InputError(f"scorer {name!r}: {hint}expected one of {', '.join(NAMES)}, or file.py:function")
     module, function = NAMES[name]
     return getattr(importlib.import_module(module), function)(place)
-
-
-def _outsider(path: Path, function: str) -> Scorer:
-    if not path.is_file():
-        raise InputError(f"{path}: no such scorer file")
-    source = path.read_bytes()
-    spec = importlib.util.spec_from_file_location(f"scorer_{path.stem}_{digest(source)[:8]}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise InputError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    found = module.__dict__.get(function)
-    if not callable(found):
-        known = ", ".join(k for k, v in module.__dict__.items() if callable(v) and not k.startswith("_")) or "none"
-        raise InputError(f"{path}: defines no function {function!r} (it defines: {known})")
-    return Scorer(f"{path.name}:{function}", digest(source), "PIL, RGB", lambda: found)

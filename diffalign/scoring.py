@@ -1,84 +1,163 @@
-"""Images -> scores: fixed batches, one decode for all scorers, only what is missing, one part a batch."""
-
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 
-from diffalign import decoding, folders, scorers
+from diffalign import decoding, folders, inputs, processes, scorers
+from diffalign.inputs import Item, Source
 from diffalign.progress import track
-from diffalign.readers import folder as image_folder
-from diffalign.records import InputError, Record, Score
+from diffalign.records import InputError, Score
 from diffalign.scorers import Scorer
 
 # What a picture that cannot be decoded, or that a scorer cannot judge, raises. Any other error is a bug, shown as such.
-# what a judge may raise of a picture that is odd though it can be decoded
 _UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError)
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One image to judge, under its prompt."""
+def score(
+    images: Path,
+    /,
+    *,
+    scorer: tuple[str, ...],
+    out: Path,
+    batch: int = 32,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> str:
+    """Judge images with one or more scorers; the same command again judges only what is missing.
 
-    image: str
-    prompt: str
-    text: str
-    index: int | None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The images to judge, in their stored order; those of an image folder come with the tables `out` has to hold."""
-
-    items: list[_Item]
-    parents: tuple[dict[str, str], ...]
-    arguments: dict[str, object]
-    tables: dict[str, list[Record]]
-
-
-def score(images: Path, /, *, scorer: tuple[str, ...], out: Path, batch: int = 32) -> str:
-    """Judge the images of a folder with one or more scorers; the same command again judges only what is missing.
-
-    An image that cannot be read or judged gets no value, but a reason; the others are kept. Beside the records lies
-    `scores.csv`, one line an image.
+    Each picture is decoded once for all scorers, and seen once however many prompts it has. One that cannot be read or
+    judged gets no value, but a reason; the others are kept. Beside the records lies `scores.csv`, one line an image.
+    Started by torchrun or `accelerate launch`, the processes share the work.
 
     Args:
-        images: Record folder of images, or a folder of images with metadata.csv (file_name, prompt).
+        images: Record folder; folder of images with metadata.csv or metadata.jsonl (file_name, prompt), with texts of
+            the same names, or without prompts; or Parquet, webdataset tars, CSV or JSON lines with images and prompts.
         scorer: Names of scorers: say pickscore, hpsv2.1, imagereward, gold, clip=FOLDER, judge=QUESTION,URL,MODEL, or
             file.py:function.
         out: Record folder to write.
         batch: Images per call of a scorer.
+        precision: Of the towers of scorers in this process; what comes after them is computed in float32.
     """
     if batch < 1:
         raise InputError(f"batch = {batch}: expected at least 1")
-    judges = _judges(scorer)
-    source = _records(images, out) if (images / "diffalign.json").exists() else _pictures(images, out)
-    cuts = [source.items[i : i + batch] for i in range(0, len(source.items), batch)]
-    todo = [n for n, cut in enumerate(cuts) if not folders.is_whole(out, "scores", n, _keys(cut, judges))]
-    for judge in judges if todo else ():
-        _ = judge.function  # a scorer that cannot be loaded ends the command before anything is written
-    arguments = source.arguments | {"scorers": {j.name: [j.revision, j.preprocessing] for j in judges}, "batch": batch}
-    manifest = folders.Manifest("score", arguments, len(cuts), source.parents, extends=("images",))
+    judges = _judges(scorer, precision)
+    source = inputs.find(images, out)
+    named = {j.name: [j.revision, j.preprocessing] for j in judges}
+    made = {"arguments": source.arguments | {"scorers": named, "batch": batch}, "parents": source.parents}
+    with processes.together() as wait:
+        counts = _stored(source, out, made, judges)
+        wait()
+        items = source.items(out)
+        _require_prompts(images, items, judges)
+        cuts = _cuts(items, batch)
+        todo = [n for n in _mine(len(cuts)) if not folders.is_whole(out, "scores", n, _keys(cuts[n], judges))]
+        for judge in judges if todo else ():
+            _ = judge.function  # a scorer that cannot be loaded ends the command before anything is written
+        if processes.place()[0] == 0:
+            folders.begin(out, _manifest(made, len(cuts), counts))
+            if not source.tables:
+                inputs.store(source, out)
+        wait()
+        _judge(out, cuts, todo, judges)
+        wait()
+        rank, world = processes.place()
+        if rank:
+            return f"process {rank + 1} of {world}: {len(todo)} batches done"
+        costs = [f"{j.name}: {j.account(j.function)}; " for j in judges if todo and j.account is not None]
+        return "".join(costs) + _finish(out, cuts, judges, counts)
+
+
+def _manifest(made: dict[str, Any], batches: int, counts: dict[str, Any]) -> folders.Manifest:
+    return folders.Manifest("score", made["arguments"], batches, made["parents"], extends=("images",), counts=counts)
+
+
+def _stored(source: Source, out: Path, made: dict[str, Any], judges: Sequence[Scorer]) -> dict[str, Any]:
+    """Store the pictures of tables in `out`, once, by the first process; what was counted then."""
+    manifest = _manifest(made, 1, {})
+    folders.check(out, manifest)
+    if not source.tables:
+        return {}
+    known = folders.load(out).counts if (out / "diffalign.json").exists() else {}
+    if "rows" in known or processes.place()[0]:
+        return known
+    for judge in judges:
+        _ = judge.function
     folders.begin(out, manifest)
-    for table, rows in source.tables.items():
-        folders.write_part(out, table, 0, rows)
+    counts = inputs.store(source, out)
+    folders.begin(out, _manifest(made, 1, counts))
+    return counts
+
+
+def _mine(batches: int) -> range:
+    """Which batches are this process's."""
+    rank, world = processes.place()
+    return range(rank, batches, world)
+
+
+def _cuts(items: Sequence[Item], batch: int) -> list[list[Item]]:
+    """Batches of `batch` pictures each, with all the items of a picture."""
+    cuts: list[list[Item]] = []
+    last, room = "", 0
+    for item in items:
+        if item.picture != last:
+            if not room:
+                cuts.append([])
+                room = batch
+            last, room = item.picture, room - 1
+        cuts[-1].append(item)
+    return cuts
+
+
+def _require_prompts(images: Path, items: Sequence[Item], judges: Sequence[Scorer]) -> None:
+    """A folder or table may lack prompts; a record folder's empty prompt is one."""
+    needy = [judge.name for judge in judges if not judge.blind]
+    bare = [item.image for item in items if not item.text] if not (images / "diffalign.json").exists() else []
+    if needy and bare:
+        raise InputError(f"{images}: image {bare[0]} has no prompt, which {needy[0]} needs ({len(bare)} such images)")
+
+
+def _judge(out: Path, cuts: Sequence[Sequence[Item]], todo: Sequence[int], judges: Sequence[Scorer]) -> None:
+    """Write the scores of the batches `todo`; while one is judged, the pictures of the next are decoded."""
     kept = {n: folders.leading(out, "scores", n, _keys(cuts[n], judges)) for n in todo}
-    left = {n: [item for item in cuts[n] if item.image not in {r.image_id for r in kept[n]}] for n in todo}
-    stored = folders.image_bytes(out, [item.image for n in todo for item in left[n]])
-    for n in track(todo, "score", len(todo)):
-        pictures = [_decode(data) for _, (_, data) in zip(left[n], stored, strict=False)]
-        folders.write_part(out, "scores", n, [*kept[n], *_rows(left[n], pictures, judges)])
-    costs = [f"{j.name}: {j.account(j.function)}; " for j in judges if todo and j.account is not None]
-    return "".join(costs) + _finish(out, source.items, judges)
+    done = {n: {row.image_id for row in rows} for n, rows in kept.items()}
+    left = {n: [item for item in cuts[n] if item.image not in done[n]] for n in todo}
+    pictures = _decoded(out, [left[n] for n in todo])
+    for n, found in zip(track(todo, "score", len(todo)), pictures, strict=True):
+        folders.write_part(out, "scores", n, [*kept[n], *_rows(left[n], found, judges)])
 
 
-def _judges(names: Sequence[str]) -> list[Scorer]:
+def _decoded(out: Path, batches: Sequence[Sequence[Item]]) -> Iterator[list[PIL.Image.Image | str]]:
+    """The picture of each item, batch by batch, decoded one batch ahead; items of one file have the same object."""
+    firsts = [{item.picture: item.image for item in reversed(batch)} for batch in batches]
+    stored = folders.image_bytes(out, [image for first in firsts for image in first.values()])
+    read: dict[str, bytes] = {}
+
+    def ready(batch: Sequence[Item], futures: dict[str, Future]) -> list[PIL.Image.Image | str]:
+        found = {picture: future.result() for picture, future in futures.items()}
+        return [found[item.picture] for item in batch]
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        before: tuple[Sequence[Item], dict[str, Future]] | None = None
+        for batch, first in zip(batches, firsts, strict=True):
+            while not read.keys() >= set(first.values()):
+                read.update([next(stored)])
+            futures = {picture: pool.submit(_decode, read.pop(image)) for picture, image in first.items()}
+            if before is not None:
+                yield ready(*before)
+            before = batch, futures
+        if before is not None:
+            yield ready(*before)
+
+
+def _judges(names: Sequence[str], precision: str) -> list[Scorer]:
     """The scorers named; raises InputError where there is none, or where two have one name."""
     judges = [scorers.load(name) for name in names]
+    judges = [judge.lowered() for judge in judges] if precision == "bfloat16" else judges
     if not judges:
         raise InputError("scorer: none is named; expected at least one")
     doubled = [j.name for i, j in enumerate(judges) if j.name in {k.name for k in judges[:i]}]
@@ -87,36 +166,7 @@ def _judges(names: Sequence[str]) -> list[Scorer]:
     return judges
 
 
-def _records(images: Path, out: Path) -> _Source:
-    """The images of a record folder."""
-    folders.open_folder(images, "sample", "import")
-    texts, rows = folders.texts(images), folders.read(images, "images", ["id", "prompt_id", "index"]).to_pylist()
-    unknown = [r for r in rows if r["prompt_id"] not in texts]
-    if unknown:
-        raise InputError(f"{images}: image {unknown[0]['id']} is of no known prompt ({unknown[0]['prompt_id']})")
-    if len({r["id"] for r in rows}) < len(rows):
-        raise InputError(f"{images}: two images have one id")
-    items = [_Item(r["id"], r["prompt_id"], texts[r["prompt_id"]], r["index"]) for r in rows]
-    return _Source(items, (folders.parent(out, images),), {}, {})
-
-
-def _pictures(images: Path, out: Path) -> _Source:
-    """The images of a folder with metadata.csv; rows may be added at its end, others may not change."""
-    prompts, found = image_folder.read(images, out)
-    if (out / "diffalign.json").exists() and folders.load(out).stage == "score" and not folders.load(out).parents:
-        before = folders.read(out, "images", ["id", "prompt_id"]).to_pylist()
-        now = [{"id": i.id, "prompt_id": i.prompt_id} for i in found]
-        changed = [k for k, row in enumerate(before) if now[k : k + 1] != [row]]
-        if changed:
-            raise InputError(
-                f"{images}: row {changed[0] + 1} is not the one {out} was made from; restore it or choose another --out"
-            )
-    texts = {p.id: p.text for p in prompts}
-    items = [_Item(i.id, i.prompt_id, texts[i.prompt_id], i.index) for i in found]
-    return _Source(items, (), {"images": len(found), "first": found[0].id}, {"prompts": prompts, "images": found})
-
-
-def _keys(cut: Sequence[_Item], judges: Sequence[Scorer]) -> dict[str, list[str]]:
+def _keys(cut: Sequence[Item], judges: Sequence[Scorer]) -> dict[str, list[str]]:
     """What the rows of a part are of: every image by every scorer."""
     pairs = [(item, judge.name) for item in cut for judge in judges]
     return {
@@ -141,7 +191,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _rows(
-    items: Sequence[_Item], pictures: Sequence[PIL.Image.Image | str], judges: Sequence[Scorer]
+    items: Sequence[Item], pictures: Sequence[PIL.Image.Image | str], judges: Sequence[Scorer]
 ) -> Iterator[Score]:
     """The scores of the items by all judges, image by image; a picture that is a text is why there is none."""
     readable = [k for k, picture in enumerate(pictures) if not isinstance(picture, str)]
@@ -176,23 +226,29 @@ def _values(
     return [(v, None) if np.isfinite(v) else (None, reason or f"the score is {v}") for v, reason in found]
 
 
-def _finish(out: Path, items: Sequence[_Item], judges: Sequence[Scorer]) -> str:
+def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer], counts: dict[str, Any]) -> str:
     """Write `scores.csv`; the summary line."""
-    rows = folders.read(out, "scores", ["image_id", "scorer", "value", "reason"]).to_pylist()
-    values = {(r["image_id"], r["scorer"]): r["value"] for r in rows}
-    reasons = {r["image_id"]: r["reason"] for r in rows if r["reason"]}
+    known: dict[str, list[float]] = {judge.name: [] for judge in judges}
+    missing, first = 0, ""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["prompt", "index", "image_id", *(j.name for j in judges), "reason"])
-    for i in items:
-        row = [values[i.image, j.name] for j in judges]
-        writer.writerow([i.text, i.index, i.image, *row, reasons.get(i.image)])
+    writer.writerow(["prompt", "index", "image_id", *known, "reason"])
+    table = folders.read(out, "scores", ["value", "reason"])
+    rows: Iterable[tuple[float | None, str | None]] = zip(*(c.to_pylist() for c in table.columns), strict=True)
+    rows = iter(rows)
+    for item in (item for cut in cuts for item in cut):
+        found = [next(rows) for _ in judges]
+        why = next((reason for _, reason in found if reason), None)
+        writer.writerow([item.text, item.index, item.image, *(value for value, _ in found), why])
+        for name, (value, _) in zip(known, found, strict=True):
+            if value is not None:
+                known[name].append(value)
+        missing, first = missing + sum(value is None for value, _ in found), first or why or ""
     folders.write_atomically(out / "scores.csv", sink.getvalue().encode())
-    said = []
-    for judge in judges:
-        known = [v for i in items if (v := values[i.image, judge.name]) is not None]
-        said.append(f"{judge.name} (mean {np.mean(known):.4g})" if known else f"{judge.name} (no value)")
-    missing = sum(v is None for v in values.values())
-    note = f"; {missing} values missing (first: {next(iter(reasons.values()))})" if missing else ""
-    verb = "pair" if any(j.name not in scorers.MEASURES for j in judges) else "compare OTHER_SCORES"
-    return f"{out}: {len(items)} images scored by {', '.join(said)}{note}; next: diffalign {verb} {out} --out …"
+    said = [f"{n} (mean {np.mean(v):.4g})" if v else f"{n} (no value)" for n, v in known.items()]
+    note = f"; {missing} values missing (first: {first})" if missing else ""
+    lost = counts.get("left_out", 0)
+    note += f"; {lost} rows left out (first: {counts['first_left_out']})" if lost else ""
+    verb = "pair" if any(n not in scorers.MEASURES for n in known) else "compare OTHER_SCORES"
+    images = sum(map(len, cuts))
+    return f"{out}: {images} images scored by {', '.join(said)}{note}; next: diffalign {verb} {out} --out …"

@@ -2,7 +2,11 @@
 
 import csv
 import io
+import json
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import PIL.Image
@@ -65,7 +69,7 @@ def drawn(place: Path, per_prompt: int, part: int = 4, broken: tuple[int, ...] =
     prompts = [Prompt(prompt_id(t), t) for t in worlds.TEXTS[:3]]
     rows = []
     for n, (index, prompt) in enumerate((i, p) for i in range(per_prompt) for p in prompts):
-        data = b"no picture" if n in broken else worlds.png(n)
+        data = b"no picture %d" % n if n in broken else worlds.png(n)
         name = digest("picture", prompt.id, index)
         image = {"bytes": data, "path": f"{name}.png"}
         rows.append(Image(name, prompt.id, image, digest(data), 32, 32, seed=0, index=index))
@@ -339,7 +343,6 @@ def test_image_folders_grow_at_the_end_only(tmp_path: Path, mine: Counter) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "metadata.csv: no such file"),
         ("file_name,prompt\n", "holds no row"),
         ("", "line 1: column file_name is missing; expected file_name, prompt"),
         ("file_name,caption\na.png,x\n", "line 1: column prompt is missing"),
@@ -360,14 +363,12 @@ def test_image_folders_grow_at_the_end_only(tmp_path: Path, mine: Counter) -> No
         (b"file_name,prompt\na.png,x\nc.png,\xff\n", "line 3: is not UTF-8 \\(byte 31\\)"),
     ],
 )
-def test_bad_image_folders(text: str | bytes | None, said: str, tmp_path: Path, mine: Counter) -> None:
+def test_bad_image_folders(text: str | bytes, said: str, tmp_path: Path, mine: Counter) -> None:
     place = photos(tmp_path / "photos", ROWS)
     (tmp_path / "a.png").write_bytes(worlds.png(9))
     shutil.copy(place / "a.png", place / "copy.png")
     (place / "cut.png").write_bytes(worlds.png(8)[:-40])
-    (place / "metadata.csv").unlink()
-    if text is not None:
-        (place / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (place / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=said) as caught:
         scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "scores")
     assert "\n" not in str(caught.value)
@@ -380,3 +381,180 @@ def test_spreadsheets_write_a_mark_first(tmp_path: Path) -> None:
     prompts, images = image_folder.read(place, tmp_path / "out")
     assert [p.text for p in prompts] == ["two"]
     assert images[0].image["path"] == "../photos/a.png"
+
+
+def test_folders_without_metadata(tmp_path: Path, mine: Counter) -> None:
+    place = photos(tmp_path / "photos", ROWS)
+    (place / "metadata.csv").unlink()
+    scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "bare", batch=2)
+    assert [line["prompt"] for line in table(tmp_path / "bare")] == ["", "", ""]
+    (tmp_path / "judge.py").write_text("def f(images, prompts):\n    return [float(len(p)) for p in prompts]\n")
+    for name, text in (("a.txt", "a red circle\n"), ("c.txt", "blau"), ("sub/b.txt", "two words")):
+        (place / name).write_text(text)
+    scoring.score(place, scorer=(f"{tmp_path / 'judge.py'}:f",), out=tmp_path / "said")
+    assert [(x["prompt"], x["judge.py:f"]) for x in table(tmp_path / "said")] == [
+        ("a red circle", "12.0"), ("blau", "4.0"), ("two words", "9.0"),
+    ]  # fmt: skip
+    (place / "metadata.jsonl").write_text(
+        '{"file_name": "c.png", "prompt": "one"}\n\n{"file_name": "a.png", "prompt": "two"}'
+    )
+    scoring.score(place, scorer=(f"{tmp_path / 'judge.py'}:f",), out=tmp_path / "lines")
+    assert [x["prompt"] for x in table(tmp_path / "lines")] == ["one", "two"]
+    (place / "metadata.jsonl").write_text('{"file_name": "c.png"}')
+    with pytest.raises(InputError, match="metadata.jsonl, line 1, field prompt: expected a text"):
+        scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "bad")
+
+
+def test_folders_without_pictures(tmp_path: Path, mine: Counter) -> None:
+    (tmp_path / "empty").mkdir()
+    for place, said in (("empty", "metadata.csv: no such file, and no pictures beside"), ("gone", "no such folder")):
+        with pytest.raises(InputError, match=said):
+            scoring.score(tmp_path / place, scorer=(mine.name("brightness"),), out=tmp_path / "scores")
+
+
+def test_a_scorer_that_needs_prompts_says_so(tmp_path: Path) -> None:
+    place = photos(tmp_path / "photos", ROWS)
+    (place / "metadata.csv").unlink()
+    with pytest.raises(InputError, match=r"has no prompt, which gold needs \(3 such images\)"):
+        scoring.score(place, scorer=("gold",), out=tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+
+
+def tables(place: Path) -> dict[str, Path]:
+    """The same four rows, one of them no picture and two of them one picture, as Parquet and as a webdataset."""
+    import tarfile
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["a red circle", "the blue square", "a photo", "a red circle"]
+    data = [worlds.png(0), worlds.png(1), b"no picture", worlds.png(0)]
+    (place / "set").mkdir(parents=True)
+    images = [{"bytes": d, "path": None} for d in data]
+    pq.write_table(pa.table({"caption": texts, "image": images}), place / "set" / "a.parquet")
+    with tarfile.open(place / "b.tar", "w") as tar:
+        for n, (text, picture) in enumerate(zip(texts, data, strict=True)):
+            for name, content in ((f"{n}.png", picture), (f"{n}.json", json.dumps({"prompt": text}).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return {"parquet": place / "set" / "a.parquet", "folder": place / "set", "tar": place / "b.tar"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "tar"])
+def test_tables_are_stored_and_scored(
+    kind: str, tmp_path: Path, mine: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, out = tables(tmp_path / "in")[kind], tmp_path / "scores"
+    monkeypatch.setattr("diffalign.inputs.PART", 1)
+    said = scoring.score(place, scorer=(mine.name("brightness"),), out=out)
+    assert "2 images scored" in said
+    assert "1 rows left out (first: " in said
+    assert "field image: unreadable image" in said or "field png: unreadable image" in said
+    assert mine.calls() == ["brightness 2"]
+    assert [(p.text, p.count) for p in folders.records(out, "prompts")] == [("a red circle", 2), ("the blue square", 1)]
+    images = folders.records(out, "images")
+    assert [i.image["bytes"] for i in images] == [worlds.png(0), worlds.png(1)]
+    before = contents(out)
+    assert scoring.score(place, scorer=(mine.name("brightness"),), out=out) == said
+    assert mine.calls() == []
+    assert contents(out) == before
+
+
+def test_an_interrupted_store_is_made_again(tmp_path: Path, mine: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, out = tables(tmp_path / "in")["tar"], tmp_path / "scores"
+    monkeypatch.setattr("diffalign.inputs.PART", 1)
+    write, done = folders.write_part, []
+
+    def dies(*given: object) -> None:
+        done.append(given)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        write(*given)
+
+    monkeypatch.setattr(folders, "write_part", dies)
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(place, scorer=(mine.name("brightness"),), out=out)
+    with pytest.raises(InputError, match="parts are missing; run its `score` again"):
+        folders.open_folder(out, "score")
+    monkeypatch.setattr(folders, "write_part", write)
+    scoring.score(place, scorer=(mine.name("brightness"),), out=out)
+    scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("x.xyz", b"", "x.xyz: expected "),
+        ("x.csv", b"a,b\n1,2\n", "has no column image or file_name"),
+        ("x.json", b"{}", "x.json: expected a list of objects"),
+        ("x.jsonl", b'{"image": "gone.png", "prompt": "x"}\n', "no row can be used .first: .*gone.png is not there"),
+        ("x.jsonl", b'{"image": "../x.png", "prompt": "x"}\n', "lies outside the data folder"),
+        ("x.tar", b"no tar", "is not a whole tar"),
+        ("x.parquet", b"no parquet", "is not a whole Parquet file"),
+    ],
+)
+def test_bad_tables(name: str, data: bytes, said: str, tmp_path: Path, mine: Counter) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=said) as caught:
+        scoring.score(tmp_path / name, scorer=(mine.name("brightness"),), out=tmp_path / "scores")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_file_under_several_prompts_is_seen_once(tmp_path: Path, mine: Counter) -> None:
+    (tmp_path / "same.py").write_text(
+        "CALLS = []\ndef f(images, prompts):\n    CALLS.append(len({id(i) for i in images}))\n"
+        "    return [float(len(p)) for p in prompts]\n"
+    )
+    prompts = [Prompt(prompt_id(t), t) for t in worlds.TEXTS[:3]]
+    rows = []
+    for n in range(9):
+        data, prompt = worlds.png(n // 3 if n < 6 else n - 6), prompts[n % 3]
+        name = digest("picture", n)
+        rows.append(Image(name, prompt.id, {"bytes": data, "path": None}, digest(data), 32, 32, index=n // 3))
+    folders.begin(tmp_path / "images", folders.Manifest("sample", {}, 1))
+    folders.write_part(tmp_path / "images", "prompts", 0, prompts)
+    folders.write_part(tmp_path / "images", "images", 0, rows)
+    scorer = (f"{tmp_path / 'same.py'}:f",)
+    scoring.score(tmp_path / "images", scorer=scorer, out=tmp_path / "scores", batch=2)
+    calls = next(m for n, m in sys.modules.items() if n.startswith("scorer_same_")).CALLS
+    assert calls == [2, 1], "three files, two a batch, though nine images"
+    found = {s.image_id: s.value for s in folders.records(tmp_path / "scores", "scores")}
+    assert found == {r.id: float(len(worlds.TEXTS[n % 3])) for n, r in enumerate(rows)}
+    assert len({r.id for r in rows}) == 9
+
+
+def test_processes_share_the_work(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=3)
+    words = ("score", str(tmp_path / "images"), "--scorer", mine.name("brightness"), "--batch", "2", "--out")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "diffalign")
+    done = subprocess.run([*launch, *words, str(tmp_path / "both")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "9 images scored" in done.stdout
+    assert "process 2 of 2: 2 batches done" in done.stdout
+    assert sorted(mine.calls()) == ["brightness 1"] + ["brightness 2"] * 4
+    scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=tmp_path / "alone", batch=2)
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+
+
+def test_a_second_run_over_ten_thousand_images(tmp_path: Path, mine: Counter) -> None:
+    prompt, data = Prompt(prompt_id("x"), "x"), worlds.png(0)
+    rows = [
+        Image(digest("i", n), prompt.id, {"bytes": data, "path": None}, digest("file", n), 32, 32, index=n)
+        for n in range(10_000)
+    ]
+    place, out = tmp_path / "images", tmp_path / "scores"
+    folders.begin(place, folders.Manifest("sample", {}, 1))
+    folders.write_part(place, "prompts", 0, [prompt])
+    folders.write_part(place, "images", 0, rows)
+    (tmp_path / "fast.py").write_text("def f(images, prompts):\n    return [1.0] * len(images)\n")
+    words = ["score", str(place), "--scorer", f"{tmp_path / 'fast.py'}:f", "--out", str(out)]
+    scoring.score(place, scorer=(words[3],), out=out)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    again = "import sys, diffalign.cli; diffalign.cli.main(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", again, *words], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.endswith("False\n"), "a run that has nothing to do loads no torch"
+    # processor seconds, which a busy machine does not change
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0

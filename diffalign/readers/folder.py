@@ -1,8 +1,11 @@
-"""An image folder with `metadata.csv` (columns file_name, prompt) -> prompts and images records."""
+"""An image folder -> prompts and images records: `metadata.csv` or `metadata.jsonl` (file_name, prompt) beside the
+pictures, or a text of the same name beside each, or no prompts at all.
+"""
 
 import csv
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,42 +14,90 @@ import PIL.Image
 
 from diffalign.records import Image, InputError, Prompt, prompt_id
 
-METADATA = "metadata.csv"
+METADATA, LINES = "metadata.csv", "metadata.jsonl"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FIELDS = ("file_name", "prompt")
 
 
 def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image]]:
-    """The folder's prompts (equal texts once, counted) and images, in the order of metadata.csv; paths start at `out`.
+    """The folder's prompts (equal texts once, counted) and images, in the order of its metadata, or by name.
+
+    Paths start at `out`.
 
     An image's id is the sha256 of its file, its index its place among the images of its prompt. Raises InputError
     naming file, line and field: a column that is missing, an empty prompt, a file that is missing, lies outside the
     folder or is no picture, and two lines with one picture.
     """
     prompts: dict[str, Prompt] = {}
-    images: dict[str, tuple[int, Image]] = {}
-    for line, name, text in _rows(folder / METADATA):
-        where = f"{folder / METADATA}, line {line}"
+    images: dict[str, tuple[str, Image]] = {}
+    for where, name, text in _rows(folder):
         path = _inside(folder, name, where)
         sha256, width, height = _measure(path, where)
         if sha256 in images:
-            raise InputError(f"{where}, field file_name: {name} is the picture of line {images[sha256][0]} again")
+            before = images[sha256][0].removeprefix(f"{metadata(folder)}, ")
+            raise InputError(f"{where}, field file_name: {name} is the picture of {before} again")
         key = prompt_id(text)
         index = prompts[key].count if key in prompts else 0
         prompts[key] = Prompt(key, text, index + 1)
         place = {"bytes": None, "path": os.path.relpath(path.resolve(), out.resolve())}
-        images[sha256] = line, Image(sha256, key, place, sha256, width, height, index=index)
+        images[sha256] = where, Image(sha256, key, place, sha256, width, height, index=index)
+    if not images and metadata(folder) is None:
+        raise InputError(
+            f"{folder / METADATA}: no such file, and no pictures beside; expected a record folder, one of images, or "
+            "Parquet, tar, CSV or JSON lines with images and prompts"
+        )
     if not images:
-        raise InputError(f"{folder / METADATA}: holds no row")
+        raise InputError(f"{metadata(folder)}: holds no row")
     return list(prompts.values()), [image for _, image in images.values()]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, file name, prompt) of each row."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a record folder, or one of images with {METADATA}")
+def metadata(folder: Path) -> Path | None:
+    """The file that says what is in the folder, where there is one."""
+    return next((folder / name for name in (METADATA, LINES) if (folder / name).is_file()), None)
+
+
+def _rows(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(where it says so, file name, prompt) of each picture; a prompt is "" only in a folder without metadata."""
+    path = metadata(folder)
+    if path is not None:
+        yield from _csv(path) if path.name == METADATA else _lines(path)
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    for picture in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()):
+        text = picture.with_suffix(".txt")
+        name = picture.relative_to(folder).as_posix()
+        yield str(picture), name, _decoded(text).strip() if text.is_file() else ""
+
+
+def _decoded(path: Path) -> str:
+    data = path.read_bytes()
     try:
-        text = path.read_bytes().decode().removeprefix("\ufeff")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {number}: is not UTF-8 (byte {error.start})") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, line in enumerate(_decoded(path).splitlines(), 1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: is not JSON ({error})") from None
+        for field in _FIELDS:
+            if not isinstance(found, dict) or not isinstance(found.get(field), str) or not found[field].strip():
+                raise InputError(f"{where}, field {field}: expected a text")
+        yield where, found["file_name"].strip(), found["prompt"].strip()
+
+
+def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(file and line, file name, prompt) of each row."""
+    try:
+        reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), strict=True)
         missing = [f for f in _FIELDS if f not in (reader.fieldnames or ())]
         if missing:
             raise InputError(f"{path}, line 1: column {missing[0]} is missing; expected {', '.join(_FIELDS)}")
@@ -56,10 +107,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
                     raise InputError(f"{path}, line {reader.line_num}, field {field}: is empty")
             if None in row:
                 raise InputError(f"{path}, line {reader.line_num}: more cells than columns; quote texts with commas")
-            yield reader.line_num, row["file_name"].strip(), row["prompt"].strip()
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {number}: is not UTF-8 (byte {error.start})") from None
+            yield f"{path}, line {reader.line_num}", row["file_name"].strip(), row["prompt"].strip()
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: is not CSV ({error})") from None
 

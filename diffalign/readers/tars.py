@@ -46,7 +46,7 @@ def _open(path: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(path, "r:*")
     except _BROKEN as error:
-        raise InputError(f"{path}: is not a whole tar ({error})") from None
+        raise InputError(f"{path}: is not a whole tar ({str(error).splitlines()[0].rstrip(':')})") from None
 
 
 def _samples(path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:

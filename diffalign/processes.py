@@ -1,0 +1,33 @@
+"""Several processes of one command, as torchrun and accelerate launch start them: which this one is, and waiting."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+
+from diffalign.records import InputError
+
+_LONGEST = datetime.timedelta(days=7)
+
+
+def place() -> tuple[int, int]:
+    """(rank, world size) from the environment that launchers set; (0, 1) without one."""
+    said = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+    if not all(text.isdigit() for text in said) or not 0 <= int(said[0]) < int(said[1]):
+        raise InputError(f"RANK = {said[0]!r}, WORLD_SIZE = {said[1]!r}: expected a rank below the number of processes")
+    return int(said[0]), int(said[1])
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Callable[[], None]]:
+    """Gives a function that returns when all processes have called it; at once where this one is alone."""
+    if place()[1] == 1:
+        yield lambda: None
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=_LONGEST)
+    try:
+        yield distributed.barrier
+    finally:
+        distributed.destroy_process_group()

@@ -11,6 +11,7 @@ or `ranking` scores or `advantages` with the image indices of the `groups`. Opti
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,23 @@ from diffalign.objectives.base import Advantages, Errors, Judgement, Pairs, Rank
 from diffalign.records import InputError
 
 Case = dict[str, Any]
+KINDS = ("pairs", "desirable", "ranking", "advantages")
 
 
 def evaluate(case: Case) -> Case:
-    """{"name", "loss", "grad"} of one case."""
+    """{"name", "loss", "grad"} of one case; what is null in it is as if it were left out."""
+    case = {key: value for key, value in case.items() if value is not None}
     objective = build(case["objective"], case.get("params", {}))
+    judgement, order = read_judgement(case)
     policy = numbers(case["policy"]).requires_grad_()
-    reference, old = (None if case.get(n) is None else numbers(case[n]) for n in ("reference", "old"))
+    past = {name: numbers(case[name]) for name in ("reference", "old") if name in case}
     cross = {name: numbers(values) for name, values in case.get("cross", {}).items()}
-    errors, judgement = Errors(policy, reference, old, cross), read_judgement(case["judgement"], case.get("score_gap"))
-    if "groups" in case["judgement"]:
-        errors = errors.at(torch.tensor([i for images in case["judgement"]["groups"] for i in images]))
-    loss = objective(errors, judgement).loss
+    errors = Errors(policy, cross=cross, **past)
+    if uneven := [name for name, values in past.items() if len(values) != len(policy)]:
+        raise ValueError(f"{uneven[0]}: {len(past[uneven[0]])} errors; expected {len(policy)}, one per image")
+    loss = objective(errors if order is None else errors.at(order), judgement).loss
     grad = torch.autograd.grad(loss.sum(), policy)[0] if loss.requires_grad else torch.zeros_like(policy)
-    return {"name": case["name"], "loss": loss.tolist(), "grad": grad.tolist()}
+    return {"name": case.get("name"), "loss": loss.tolist(), "grad": grad.tolist()}
 
 
 def build(name: str, params: Case) -> Any:
@@ -55,34 +59,52 @@ def parameter(value: Any) -> Any:
     return build(value, {}) if isinstance(value, str) else value
 
 
-def read_judgement(data: Case, score_gap: list[float] | None) -> Judgement:
-    """The judgement a case holds; images of groups are numbered in the order in which the groups list them."""
-    if "pairs" in data:
-        chosen, rejected, p = zip(*data["pairs"], strict=True)
-        gap = None if score_gap is None else numbers(score_gap)
-        return Pairs(torch.tensor(chosen), torch.tensor(rejected), numbers(p), score_gap=gap)
-    if "desirable" in data:
-        return Unpaired(numbers(data["desirable"]))
-    group = torch.tensor([n for n, images in enumerate(data["groups"]) for _ in images])
-    if "ranking" in data:
-        return Ranking(numbers([score for scores in data["ranking"] for score in scores]), group)
-    return Advantages(numbers([data["advantages"][i] for images in data["groups"] for i in images]), group)
+def read_judgement(case: Case) -> tuple[Judgement, Tensor | None]:
+    """The judgement of a case; where it is of groups, also which image each of theirs is: they may leave some out."""
+    data = case["judgement"]
+    if len(found := [kind for kind in KINDS if kind in data]) != 1:
+        raise ValueError(f"judgement of {', '.join(data) or 'nothing'}: expected exactly one of {', '.join(KINDS)}")
+    images = len(case["policy"])
+    if found == ["pairs"]:
+        gap = numbers(case["score_gap"]) if "score_gap" in case else None
+        chosen, rejected = (places([row[side] for row in data["pairs"]], images) for side in (0, 1))
+        return Pairs(chosen, rejected, numbers([p for _, _, p in data["pairs"]]), score_gap=gap), None
+    if found == ["desirable"]:
+        if len(data["desirable"]) != images:
+            raise ValueError(f"desirable: {len(data['desirable'])} numbers; expected {images}, one per image")
+        return Unpaired(numbers(data["desirable"])), None
+    order = places([i for group in data["groups"] for i in group], images)
+    group = places([n for n, group in enumerate(data["groups"]) for _ in group], len(data["groups"]))
+    if found == ["advantages"]:
+        return Advantages(numbers(data["advantages"])[order], group), order
+    if [len(scores) for scores in data["ranking"]] != [len(group) for group in data["groups"]]:
+        raise ValueError("ranking: expected one list of scores per group, as long as the group")
+    return Ranking(numbers([score for scores in data["ranking"] for score in scores]), group), order
+
+
+def places(values: list[float], count: int) -> Tensor:
+    """Indices; raises ValueError on one that is no whole number from 0 to count - 1."""
+    if outside := [v for v in values if v not in range(count)]:
+        raise ValueError(f"image {outside[0]}: expected a whole number from 0 to {count - 1}")
+    return torch.tensor(values, dtype=torch.long)
 
 
 def numbers(values: Any) -> Tensor:
-    """float64."""
-    return torch.tensor(values, dtype=torch.float64)
+    """float64; null is NaN, a number that is not known."""
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
 
 
 def main(path: Path) -> None:
     """Print the results; a case that cannot be evaluated is named in one line, and nothing is printed."""
-    results = []
-    for number, case in enumerate(json.loads(path.read_text())):
+    results, cases = [], json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise InputError(f"{path}: expected a JSON list of cases")
+    for number, case in enumerate(cases):
         try:
             results.append(evaluate(case))
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            name = case.get("name", number) if isinstance(case, dict) else number
-            raise InputError(f"{path}: case {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            raise InputError(f"{path}: case {case.get('name', number)}: {said}") from None
     print(json.dumps(results, indent=1))
 
 
@@ -91,6 +113,6 @@ if __name__ == "__main__":
     parser.add_argument("cases", type=Path, help="a JSON file of cases")
     try:
         main(parser.parse_args().cases)
-    except (InputError, OSError, json.JSONDecodeError) as error:
+    except (InputError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -104,6 +104,16 @@ PAIR = {"name": "x", "params": {}, "policy": [0.1, 0.2], "reference": [0.1, 0.2]
         ({"objective": "DPO", "reference": None}, "DPO compares with a reference, but there are no reference errors"),
         ({"objective": "DPO", "judgement": {"pairs": [[0, 1, 1.5]]}}, r"p\[0\] = 1.5: expected a number in \[0, 1\]"),
         ({"objective": "DPO", "judgement": {"desirable": [1, 0]}}, "DPO learns from Pairs, not from Unpaired"),
+        ({"objective": "DPO", "judgement": {"pairs": [[0, 2, 1]]}}, "image 2: expected a whole number from 0 to 1"),
+        ({"objective": "DPO", "judgement": {"pairs": [[0, -1, 1]]}}, "image -1: expected a whole number from 0 to 1"),
+        ({"objective": "DPO", "judgement": {"pairs": [[0, 0.5, 1]]}}, "image 0.5: expected a whole number"),
+        ({"objective": "DPO", "judgement": {}}, "judgement of nothing: expected exactly one of pairs, desirable"),
+        ({"objective": "KTO", "judgement": {"desirable": [1]}}, "desirable: 1 numbers; expected 2, one per image"),
+        ({"objective": "DPO", "reference": [0.1]}, "reference: 1 errors; expected 2, one per image"),
+        (
+            {"objective": "RankDPO", "judgement": {"ranking": [[1]], "groups": [[0, 1]]}},
+            "expected one list of scores per group, as long as the group",
+        ),
         ({"objective": "DSPO"}, "DSPO reads the inner products of residuals policy_reference, which are missing"),
     ],
 )
@@ -113,6 +123,45 @@ def test_a_bad_case_is_named_in_one_line(changes: dict, message: str, tmp_path: 
     with pytest.raises(ValueError, match=message) as caught:
         parity().main(path)
     assert "case x" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_null_or_not_there_is_left_out() -> None:
+    """Nor need a case have a name, an image a group, a group images of its own, a number a decimal point."""
+    full = PAIR | {"objective": "DPO"}
+    empty = {"old": None, "cross": None, "score_gap": None, "params": None, "note": "anything"}
+    evaluate = parity().evaluate
+    assert evaluate({k: v for k, v in full.items() if k not in ("name", "params")} | empty) == (
+        evaluate(full) | {"name": None}
+    )
+    assert evaluate(full | {"judgement": {"pairs": [[0.0, 1.0, 1]]}}) == evaluate(full)
+    assert evaluate(full | {"judgement": {"pairs": []}}) == {"name": "x", "loss": [], "grad": [0.0, 0.0]}
+    case = {"name": "x", "objective": "DGPO", "policy": [1, 2, 3, 4], "reference": [2, 2, 2, 2]}
+    case["judgement"] = {"advantages": [1, -1, 9, 2], "groups": [[3, 0], [0], [1, 3]]}
+    found = evaluate(case)
+    single = [evaluate(case | {"judgement": case["judgement"] | {"groups": [g]}}) for g in case["judgement"]["groups"]]
+    assert found["loss"] == [loss for part in single for loss in part["loss"]]
+    assert found["grad"] == pytest.approx(np.sum([part["grad"] for part in single], axis=0).tolist())
+    assert found["grad"][2] == 0
+
+
+def test_desirability_is_a_class_unless_asked_otherwise() -> None:
+    case = {"name": "x", "objective": "KTO", "params": {"beta": 20}, "policy": [0.1, 0.2, 0.3], "reference": [0.2] * 3}
+    soft, hard = ({"judgement": {"desirable": d}} for d in ([0.7, 0.5, 0.1], [1, 0.5, 0]))
+    evaluate = parity().evaluate
+    assert evaluate(case | soft) == evaluate(case | hard)
+    assert evaluate(case | soft)["loss"][1] == 0.5
+    mixed = evaluate(case | soft | {"params": {"beta": 20, "soft": True}})["loss"]
+    good, bad = evaluate(case | hard)["loss"][0], 1 - evaluate(case | hard)["loss"][0]
+    assert mixed[0] == pytest.approx(0.7 * good + 0.3 * bad)
+
+
+@pytest.mark.parametrize("text", ['{"name": "x"}', "[1]", "[", '["\xff"]'])
+def test_what_is_no_list_of_cases_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "cases.json"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # InputError, and what json and codecs raise, are such
+        parity().main(path)
     assert "\n" not in str(caught.value)
 
 

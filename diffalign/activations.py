@@ -60,7 +60,7 @@ def _kept() -> list[Any]:
 
 def bytes_kept(call: Callable[[], object], module: nn.Module) -> int:
     """Bytes that autograd keeps for the backward pass of `call`, each storage once, without the module's weights."""
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
     held = []
 

@@ -52,7 +52,8 @@ class Passes:
         return measuring.errors(new, reference, old, noised, judgement, objective.needs, scale), judgement, weight
 
     def _narrow(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.precision == "bfloat16")
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.run.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def past(self, name: str, noised: Noised, conditioning: Conditioning) -> Tensor:
         with self.policy.past(name, self.denoiser) as denoiser, self._narrow():

@@ -1,5 +1,6 @@
 """The denoiser in training and its past self: the only file that knows LoRA."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -13,16 +14,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign import adapters, checkpoint, weights
+from diffalign import adapters, checkpoint, optimizers, quantization, weights
 from diffalign.backbones.base import Backbone
 from diffalign.records import InputError
-from diffalign.run import EMA, Adaptation, Frozen, LoRA, Reference
+from diffalign.run import EMA, Adaptation, Frozen, Full, LoRA, Reference
 from diffalign.streams import stream
 
 
 class Policy:
-    """The denoiser in training, its trainable parameters by name, and its past selves.
+    """The denoiser in training, its trainable parameters by name, their masters, and its past selves.
 
+    The masters are what an optimizer moves: the parameters themselves, or in full training that computes in a
+    `narrow` dtype, float32 copies of which the parameters are roundings.
     A past self is a second copy of the trainable tensors, lent to the network while it is asked; of LoRA that starts at
     zero, the one that stays at step 0 needs no copy, the adapters are off. `reference` and `old` None: not made.
     `init_lora` is an adapter that goes into the base first; a LoRA is exported together with it, by joined ranks.
@@ -37,20 +40,29 @@ class Policy:
         reference: Reference | None,
         old: Reference | None = None,
         init_lora: str = "",
+        narrow: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.backbone, self.adaptation = backbone, adaptation
         self.denoiser = backbone.denoiser
+        device = device or self.denoiser.device
         self._first = self._fused(Path(init_lora)) if init_lora else {}
         self.seed = seed
         self._adapters: list[BaseTunerLayer] = []
         self._dropouts: list[nn.Dropout] = []
         if isinstance(adaptation, LoRA):
             self._add_adapters(adaptation, seed)
+            quantization.quantize(self.denoiser, adaptation.quantization, device)
         else:
             self.denoiser.requires_grad_(True)
+        self.denoiser.to(device)
         self.parameters: dict[str, nn.Parameter] = {
             n: p for n, p in self.denoiser.named_parameters() if p.requires_grad
         }
+        self.masters = dict(self.parameters)
+        if narrow and isinstance(adaptation, Full):
+            self.masters = {n: nn.Parameter(p.detach().clone()) for n, p in self.parameters.items()}
+            self.denoiser.to(narrow)
         if isinstance(adaptation, LoRA) and adaptation.start:
             self.restore(self._read(Path(adaptation.start)))
         self._kinds = {n: k for n, k in (("reference", reference), ("old", old)) if k is not None}
@@ -69,10 +81,12 @@ class Policy:
     def _begin(self, kind: Reference) -> dict[str, Tensor] | None:
         """The tensors of a past self at step 0, or None where turning the adapters off gives it."""
         if isinstance(kind, Frozen) and kind.path:
-            return self._read(Path(kind.path))
+            return {n: t.to(self.parameters[n].dtype) for n, t in self._read(Path(kind.path)).items()}
         if isinstance(kind, Frozen) and isinstance(self.adaptation, LoRA) and not self.adaptation.start:
             return None
-        return {n: p.detach().clone() for n, p in self.parameters.items()}
+        # a mean moves by less than a narrow dtype can say
+        source = self.masters if isinstance(kind, EMA) else self.parameters
+        return {n: p.detach().clone() for n, p in source.items()}
 
     def _add_adapters(self, lora: LoRA, seed: int) -> None:
         targets = list(lora.targets or self.backbone.targets)
@@ -130,7 +144,12 @@ class Policy:
         tensors = self._pasts[name]
         for layer in self._dropouts:
             layer.train(False)
-        with torch.no_grad(), _off(self._adapters) if tensors is None else _lent(self.parameters, tensors):
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            if tensors is None:
+                stack.enter_context(_off(self._adapters))
+            else:
+                like = {n: t.to(self.parameters[n].dtype) for n, t in tensors.items()}
+                stack.enter_context(_lent(self.parameters, like))
             yield denoiser
 
     def reference(self, denoiser: nn.Module) -> Any:
@@ -143,7 +162,7 @@ class Policy:
         kind = self._kinds.get(name, Frozen())
         if isinstance(kind, Frozen) or step % kind.every:
             return False
-        for n, p in self.parameters.items():
+        for n, p in self.masters.items():
             if isinstance(kind, EMA):
                 self._pasts[name][n].lerp_(p, 1 - kind.decay)
             else:
@@ -156,8 +175,8 @@ class Policy:
         return {f"{name}.{n}": t for name, tensors in found.items() for n, t in tensors.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """The trainable tensors by name."""
-        return {name: parameter.data for name, parameter in self.parameters.items()}
+        """The masters by name: what a checkpoint holds."""
+        return {name: parameter.data for name, parameter in self.masters.items()}
 
     def restore(self, state: dict[str, Tensor], moving: dict[str, Tensor] | None = None) -> None:
         """Copy trainable tensors, and those of the moving past selves, back.
@@ -165,6 +184,7 @@ class Policy:
         Raises InputError naming the first one that is missing, foreign or of another shape.
         """
         _copy(state, self.state(), "checkpoint")
+        optimizers.publish(self.parameters, self.masters)
         _copy(moving or {}, self.moving() if moving is not None else {}, "checkpoint")
 
     def _read(self, place: Path) -> dict[str, Tensor]:
@@ -182,7 +202,7 @@ class Policy:
                 found |= {n: t for n, t in _tensors(part)[0].items() if n in self.parameters}
             if not found:
                 raise InputError(f"{folder}: holds no safetensors of the denoiser")
-        read = {n: torch.empty_like(p.data) for n, p in self.parameters.items()}
+        read = {n: torch.empty_like(p.data) for n, p in self.masters.items()}
         _copy(found, read, str(file))
         return read
 
@@ -194,7 +214,8 @@ class Policy:
                 whole = adapters.joined(self._first, own) if self._first else own
                 self.backbone.save_lora(temporary, *adapters.peft(whole))
             else:
-                self.denoiser.save_pretrained(temporary / self.backbone.part)
+                with _lent(self.parameters, self.state()):
+                    self.denoiser.save_pretrained(temporary / self.backbone.part)
             for file in temporary.rglob("*.safetensors"):
                 weights.settle_header(file)
 

@@ -25,6 +25,9 @@ class LoRA(Adaptation):
     by the groups of a micro-batch, so that a run with dropout depends on `micro_batch`.
     `start` names an adapter (file, or folder of a run) of the same rank and targets to go on from: the previous
     round's, or one of supervised fine-tuning. The reference `Frozen()` is then the denoiser with that adapter.
+    `quantization` keeps the frozen linear layers of the denoiser's blocks in 8 bits ("float8") or 4 ("nf4", QLoRA,
+    arXiv 2305.14314), for large models on small cards; the reference is then that denoiser too. It is slower, and the
+    adapter was trained on rounded weights: sample once with it on the model itself before relying on it.
     """
 
     rank: int = 16
@@ -32,6 +35,7 @@ class LoRA(Adaptation):
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
     start: str = ""
+    quantization: Literal["none", "float8", "nf4"] = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -99,14 +103,66 @@ class EMA(Reference):
             raise ValueError(f"{self}: every at least 1, decay in [0, 1)")
 
 
+class Optimizer(ABC):  # noqa: B024
+    """Gradients -> steps: an empty base, by which flags narrow to the recipe's own class.
+
+    `lr` is the actual learning rate, never scaled by the batch; gradients are clipped to the length `max_grad_norm`.
+    """
+
+    lr: float
+    max_grad_norm: float
+
+
 @final
 @dataclass(frozen=True)
-class AdamW:
-    """Adam with decoupled weight decay; the learning rate is the actual one, never scaled by the batch."""
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: 8 bytes a trained number."""
 
     lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class AdamW8bit(Optimizer):
+    """AdamW whose two moments take 8 bits each, of the package bitsandbytes (an extra): 2 bytes a trained number."""
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adam without a first moment and with a factored second one, arXiv 1804.04235: next to no bytes a trained number.
+
+    `lr` is relative to a tensor's root mean square, which counts as at least `least`.
+    """
+
+    lr: float = 1e-3
+    beta2_decay: float = -0.8
+    least: float = 1e-3
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Prodigy(Optimizer):
+    """AdamW that finds its own learning rate, arXiv 2306.06101, of the package prodigyopt (an extra).
+
+    `lr` multiplies what it finds and stays 1; `d0` is where the search starts. 16 bytes a trained number: for LoRA.
+    """
+
+    lr: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    d0: float = 1e-6
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
 
@@ -192,10 +248,12 @@ class Run:
         parity: Over what statistics that couple a batch are taken: the optimizer batch, or each micro-batch of each
             process ("micro"), as the papers' code has it.
         resolution: Height and width of the training pictures in pixels.
-        optimizer: Optimizer and gradient clipping.
+        optimizer: AdamW, AdamW8bit, Adafactor or Prodigy, with gradient clipping.
         schedule: Learning-rate schedule.
         precision: "auto" is float32 on the CPU and bfloat16 on an accelerator; run.json holds the resolved value.
-            bfloat16 computes in it and keeps what is trained in float32; float64 is for comparisons.
+            "bfloat16": weights in bfloat16, what is trained in float32 beside them; for every card since 2020.
+            "float16": weights in float32, products in float16 with a loss scale; for older cards. "float32": twice
+            the memory and more than twice the time; to rule rounding out. "float64": for comparisons.
         attention: Kernel of scaled dot products: "auto" and "sdpa" leave it to torch; "cudnn", "flash" and "xformers"
             are refused where they would not take effect.
         gradient_checkpointing: What is computed again in the backward pass instead of kept: nothing ("off"), all but
@@ -226,9 +284,9 @@ class Run:
     micro_batch: int = 0
     parity: Literal["batch", "micro"] = "batch"
     resolution: int = 512
-    optimizer: AdamW = field(default_factory=AdamW)
+    optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
-    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     attention: Literal["auto", "sdpa", "cudnn", "flash", "xformers"] = "auto"
     gradient_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     caption_dropout: float = 0.0

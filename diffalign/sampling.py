@@ -220,12 +220,14 @@ class Artist:
         return torch.from_numpy(normal("sampling", self.seed, prompt, index, shape=tuple(self.shape)))
 
     def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        device = self.backbone.denoiser.device
         rows = select(self.known, torch.tensor([self.prompts[p] for p in prompts]))
         if self.guided:
             repeated = {k: v.expand(len(prompts), *v.shape[1:]) for k, v in self.negative.items()}
             rows = {k: torch.cat([repeated[k], v]) for k, v in rows.items()}
         n = len(next(iter(rows.values())))
-        return rows | {k: v.to(self.backbone.denoiser.device).expand(n, -1) for k, v in self.sizes.items()}
+        rows |= {k: v.expand(n, -1) for k, v in self.sizes.items()}
+        return {k: v.to(device) for k, v in rows.items()}
 
 
 def to_png(picture: np.ndarray) -> bytes:

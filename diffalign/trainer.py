@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffalign import activations, attention, backbones, checkpoint, dataset, measuring, states
+from diffalign import activations, attention, backbones, checkpoint, dataset, measuring, optimizers, states
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
-from diffalign.run import HardCopy, Run
+from diffalign.run import Full, HardCopy, Run
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,32 @@ class Trainer:
         if run.batch % self.world:
             raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
         self._check_kind()
-        dtype = torch.float64 if run.precision == "float64" else torch.float32
-        self.backbone = backbones.load(run.model, config=run.config, dtype=dtype, device=device)
+        optimizers.check(run.optimizer)
+        dtype, narrow = dtypes(run)
+        self.backbone = backbones.load(run.model, config=run.config, dtype=dtype)
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
         self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
+        # the denoiser stays on the host until the encoders are done: a card need not hold both
+        self.backbone.move(device, "text_encoder", "vae")
         with self.accelerator.main_process_first():
             self.material = states.prepare(run, self.data, self.backbone, Path(run.out) / "cache")
         inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
         reference = None if run.objective.reference_free and not inverts else run.reference
         old = run.old if run.objective.needs_old else None
-        self.policy = Policy(self.backbone, run.policy, run.seed, reference=reference, old=old, init_lora=run.init_lora)
+        self.backbone.move("cpu", "text_encoder")
+        self.policy = Policy(
+            self.backbone, run.policy, run.seed, reference=reference, old=old, init_lora=run.init_lora,
+            narrow=narrow, device=device,
+        )  # fmt: skip
         self.denoiser = self.policy.denoiser
         if self.world > 1:
             self.denoiser = self.accelerator.prepare_model(self.denoiser)
         self.passes = Passes(
             run, self.data, self.backbone, self.process, self.material, self.policy, self.denoiser, device
         )
-        options = {"lr": run.optimizer.lr, "betas": run.optimizer.betas, "eps": run.optimizer.eps}
-        parameters = list(self.policy.parameters.values())
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=run.optimizer.weight_decay, **options)
+        self.optimizer = optimizers.build(run.optimizer, self.policy.masters)
+        self.scale = optimizers.Scale(2.0**16) if run.precision == "float16" else optimizers.Scale(1.0)
         self.step = 0
         self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
         self.divergence = 0.0
@@ -84,7 +90,7 @@ class Trainer:
         attention.prepare(denoiser, run.attention)
         with torch.no_grad():
             attention.verify(run.attention, call)
-        activations.arrange(denoiser, run.gradient_checkpointing, call, self.policy.parameters.values(), len(part))
+        activations.arrange(denoiser, run.gradient_checkpointing, call, self.policy.masters.values(), len(part))
 
     def _visits(self) -> list[dataset.Visit]:
         run = self.run
@@ -112,6 +118,33 @@ class Trainer:
 
     def _advance(self) -> Step:
         run = self.run
+        sums, images, errors = self._gradients()
+        norm = self._clip()
+        while self.scale.value > 1 and not norm.isfinite():
+            # too large for float16: the step is computed again, not left out
+            self.scale = self.scale.halved()
+            self.optimizer.zero_grad(set_to_none=True)
+            (sums, images, errors), norm = self._gradients(), self._clip()
+        self.scale = self.scale.kept()
+        lr = run.optimizer.lr * factor(run, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        optimizers.publish(self.policy.parameters, self.policy.masters)
+        self.step += 1
+        self._move()
+        sums = self.accelerator.reduce(sums) if self.world > 1 else sums
+        metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
+        if self.limit:
+            metrics["reference_divergence"] = sums.new_tensor(self.divergence)
+        return Step(self.step, metrics, lr, images, errors)
+
+    def _gradients(self) -> tuple[Tensor, tuple[str, ...], Tensor]:
+        """Gradients of the step's loss, times the scale, on the masters; the sums behind the metrics, this process's
+        images, and their errors.
+        """
+        run = self.run
         visits = self._visits()
         total_weight = dataset.judge(visits, self.data.kind).weight.sum().item()
         parts = self._parts(visits)
@@ -125,23 +158,20 @@ class Trainer:
                 errors, judgement, weight = self.passes.measure(part)
                 outcome = run.objective(errors, judgement, coupled)
                 loss = (weight.to(outcome.loss.dtype) * outcome.loss).sum() / total_weight
-                (loss * self.world).backward()
+                (loss * self.world * self.scale.value).backward()
+            if last or self.world == 1:  # several processes add up before
+                optimizers.collect(self.policy.parameters, self.policy.masters)
             sums += measuring.sums(errors, judgement, outcome, loss.detach())
             seen.append(errors.altogether())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), run.optimizer.max_grad_norm)
-        lr = run.optimizer.lr * factor(run, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self._move()
-        sums = self.accelerator.reduce(sums) if self.world > 1 else sums
-        metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
-        if self.limit:
-            metrics["reference_divergence"] = sums.new_tensor(self.divergence)
         images = tuple(i for part in parts for visit in part for i in visit.group.images)
-        return Step(self.step, metrics, lr, images, torch.cat(seen))
+        return sums, images, torch.cat(seen)
+
+    def _clip(self) -> Tensor:
+        """The gradients' length, to which they are cut where it is too long."""
+        weights = [w for w in self.policy.masters.values() if w.grad is not None]
+        if self.scale.value > 1:
+            torch._foreach_div_([w.grad for w in weights], self.scale.value)
+        return torch.nn.utils.clip_grad_norm_(weights, self.run.optimizer.max_grad_norm)
 
     def _parts(self, visits: Sequence[dataset.Visit]) -> list[Sequence[dataset.Visit]]:
         """This process's share of the visits, cut into micro-batches."""
@@ -170,22 +200,28 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write policy, moving past selves, optimizer and step, whole or not at all."""
-        moments = {f"{n}.{k}": v for n, p in self.policy.parameters.items() for k, v in self.optimizer.state[p].items()}
+        moments, numbers = optimizers.state(self.optimizer, self.policy.masters)
         tensors = {"policy": self.policy.state(), "optimizer": moments}
         if moving := self.policy.moving():
             tensors["pasts"] = moving
-        checkpoint.save(folder, tensors, {"step": self.step, "divergence": self.divergence})
+        data = {"step": self.step, "divergence": self.divergence}
+        checkpoint.save(folder, tensors, data | {"optimizer": numbers, "scale": [self.scale.value, self.scale.steps]})
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint; raises InputError where it is damaged or of another policy."""
         tensors, data = checkpoint.load(folder)
         self.policy.restore(tensors["policy"], tensors.get("pasts", {}))
-        for name, parameter in self.policy.parameters.items():
-            moments = {k: tensors["optimizer"][f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {
-                k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
-            }
+        optimizers.restore(self.optimizer, self.policy.masters, tensors["optimizer"], data["optimizer"])
+        self.scale = optimizers.Scale(*data["scale"])
         self.step, self.divergence = data["step"], data["divergence"]
+
+
+def dtypes(run: Run) -> tuple[torch.dtype, torch.dtype | None]:
+    """(dtype to load in, dtype to compute in where full training keeps what it loaded beside it)."""
+    full, bfloat16 = isinstance(run.policy, Full), run.precision == "bfloat16"
+    if run.precision == "float64":
+        return torch.float64, None
+    return (torch.bfloat16, None) if bfloat16 and not full else (torch.float32, torch.bfloat16 if bfloat16 else None)
 
 
 def factor(run: Run, step: int) -> float:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class Backbone(ABC):
     family: ClassVar[str]
     part: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    pipe: Any
     process: Process
     denoiser: nn.Module
 
@@ -63,6 +64,12 @@ class Backbone(ABC):
         """What the denoiser is told of sizes and crops, one row per (height, width) of `original`; {} for most
         families.
         """
+
+    def move(self, device: torch.device | str, *parts: Literal["text_encoder", "vae"]) -> None:
+        """Put the text encoders, the autoencoder or both on a device."""
+        for name, module in self.pipe.components.items():
+            if isinstance(module, nn.Module) and name.startswith(parts):
+                module.to(device)
 
     def guidance_conditioning(self, scale: float) -> Conditioning:
         """What a denoiser that was distilled for guidance is told of its scale, one row; {} for most families."""

@@ -42,7 +42,7 @@ class Flux(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, pooled, _ = self.pipe.encode_prompt(list(prompts), None)
+        embeds, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.pipe.text_encoder.device)
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def encode_negative(self) -> Conditioning:

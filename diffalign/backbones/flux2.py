@@ -43,7 +43,7 @@ class Flux2Klein(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        return {"prompt_embeds": self.pipe.encode_prompt(list(prompts))[0]}
+        return {"prompt_embeds": self.pipe.encode_prompt(list(prompts), self.pipe.text_encoder.device)[0]}
 
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])

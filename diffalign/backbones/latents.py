@@ -16,7 +16,7 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pixels of latents / scale + shift: the inverse of `encode`."""
-    scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+    scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     shifted = scaled if vae.config.shift_factor is None else scaled + vae.config.shift_factor
     return vae.decode(shifted, return_dict=False)[0]
 

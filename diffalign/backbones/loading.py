@@ -23,6 +23,8 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, device: torch.device) -> P:
     """The pipeline of a model, frozen, in eval mode, its components that the index gives as null left out.
 
+    The autoencoder is in float32 whatever the rest is in: SDXL's overflows to NaN in float16, in bfloat16 all of them
+    round what they encode.
     Raises InputError naming the folder or file where a component is missing, truncated or not in safetensors.
     """
     index = weights.index(source.folder)
@@ -44,6 +46,8 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
             if missing := next((n for n, p in module.named_parameters() if p.is_meta), None):
                 raise InputError(f"{source.file or source.folder}: holds no tensor {missing} of the {name}")
             module.eval().requires_grad_(False)
+            if source.file is not None:
+                module.to(_wide(dtype) if name == "vae" else dtype)
             if source.file is not None or not weights.reread(module, source.folder / name):
                 weights.settle(module)
             module.to(device)
@@ -52,16 +56,21 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
 
 def _from_folder(kind: type[P], source: weights.Source, absent: dict[str, None], dtype: torch.dtype) -> P:
     # pickles are refused, not preferred against: use_safetensors=True raises where only a .bin file is there
+    dtypes = {"default": dtype, "vae": _wide(dtype)}
     return kind.from_pretrained(
-        source.folder, **absent, dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
+        source.folder, **absent, dtype=dtypes, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
     )
 
 
 def _from_file(kind: type[P], source: weights.Source, absent: dict[str, None], dtype: torch.dtype) -> P:
     # without a config it would look for one on the hub; with a local folder it does not
     return kind.from_single_file(
-        str(source.file), config=str(source.folder), **absent, torch_dtype=dtype, local_files_only=True
+        str(source.file), config=str(source.folder), **absent, torch_dtype=_wide(dtype), local_files_only=True
     )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def said(error: Exception) -> str:

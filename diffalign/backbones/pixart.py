@@ -47,7 +47,9 @@ class PixArt(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, mask, _, _ = self.pipe.encode_prompt(list(prompts), False, max_sequence_length=self.tokens)
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            list(prompts), False, device=self.pipe.text_encoder.device, max_sequence_length=self.tokens
+        )
         return {"prompt_embeds": embeds, "mask": mask}
 
     def encode_negative(self) -> Conditioning:
@@ -56,7 +58,7 @@ class PixArt(Backbone):
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         if not self.told_of_size:
             return {}
-        rows, dtype = len(original), self.denoiser.dtype
+        rows, dtype = len(original), torch.promote_types(self.denoiser.dtype, torch.float32)
         sizes = torch.tensor([target] * rows, dtype=dtype)
         return {"resolution": sizes, "aspect_ratio": torch.tensor([[target[0] / target[1]]] * rows, dtype=dtype)}
 

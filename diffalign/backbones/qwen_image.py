@@ -47,7 +47,9 @@ class QwenImage(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, mask = self.pipe.encode_prompt(list(prompts), max_sequence_length=self.tokens)
+        embeds, mask = self.pipe.encode_prompt(
+            list(prompts), device=self.pipe.text_encoder.device, max_sequence_length=self.tokens
+        )
         lengths = [embeds.shape[1]] * len(embeds) if mask is None else mask.sum(1).tolist()
         rows, mask = images.padded([row[:n] for row, n in zip(embeds, lengths, strict=True)], self.tokens)
         return {"prompt_embeds": rows, "mask": mask}
@@ -72,7 +74,7 @@ class QwenImage(Backbone):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        frames = latents.to(self.pipe.vae.dtype)[:, :, None]
+        frames = latents.to(self.pipe.vae.device, self.pipe.vae.dtype)[:, :, None]
         mean, std = self._statistics(frames)
         # the pipeline divides by a reciprocal, and so do we, for the same last bits
         return self.pipe.vae.decode(frames / (1 / std) + mean, return_dict=False)[0][:, :, 0]

@@ -40,12 +40,16 @@ class Sana(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, mask, _, _ = self.pipe.encode_prompt(list(prompts), False, complex_human_instruction=self.instruction)
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            list(prompts), False, device=self.pipe.text_encoder.device, complex_human_instruction=self.instruction
+        )
         return {"prompt_embeds": embeds, "mask": mask}
 
     @torch.no_grad()
     def encode_negative(self) -> Conditioning:
-        embeds, mask, _, _ = self.pipe.encode_prompt([""], False, complex_human_instruction=None)
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            [""], False, device=self.pipe.text_encoder.device, complex_human_instruction=None
+        )
         return {"prompt_embeds": embeds, "mask": mask}
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
@@ -58,7 +62,7 @@ class Sana(Backbone):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
+        scaled = latents.to(self.pipe.vae.device, self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
         return self.pipe.vae.decode(scaled, return_dict=False)[0]
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

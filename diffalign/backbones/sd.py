@@ -35,7 +35,7 @@ class SD(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, _ = self.pipe.encode_prompt(list(prompts), self.denoiser.device, 1, False)
+        embeds, _ = self.pipe.encode_prompt(list(prompts), self.pipe.text_encoder.device, 1, False)
         return {"prompt_embeds": embeds}
 
     def encode_negative(self) -> Conditioning:

@@ -49,8 +49,9 @@ class SD3(Backbone):
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
-        )
+            list(prompts), None, None, device=self.pipe.text_encoder.device, do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )  # fmt: skip
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def encode_negative(self) -> Conditioning:
@@ -66,7 +67,7 @@ class SD3(Backbone):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
+        scaled = latents.to(self.pipe.vae.device, self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
         return self.pipe.vae.decode(scaled + self.pipe.vae.config.shift_factor, return_dict=False)[0]
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

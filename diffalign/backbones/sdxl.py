@@ -30,8 +30,6 @@ class SDXL(Backbone):
             raise InputError(f"{source.folder}: has no first text encoder (a refiner?); expected an SDXL base model")
         self.denoiser: nn.Module = self.pipe.unet
         self.process: VP = process_of(self.pipe.scheduler.config)
-        # fp16 activations of this autoencoder overflow to NaN, so it stays in float32 whatever the denoiser runs in
-        self.pipe.vae.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         multiple = self.pipe.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
@@ -39,17 +37,21 @@ class SDXL(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        embeds, _, pooled, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            list(prompts), device=self.pipe.text_encoder.device, do_classifier_free_guidance=False
+        )
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     @torch.no_grad()
     def encode_negative(self) -> Conditioning:
-        _, embeds, _, pooled = self.pipe.encode_prompt([""], do_classifier_free_guidance=True)
+        _, embeds, _, pooled = self.pipe.encode_prompt(
+            [""], device=self.pipe.text_encoder.device, do_classifier_free_guidance=True
+        )
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         rows = [(*size, *_corner(size, target), *target) for size in original]
-        return {"time_ids": torch.tensor(rows, dtype=self.denoiser.dtype)}
+        return {"time_ids": torch.tensor(rows, dtype=torch.promote_types(self.denoiser.dtype, torch.float32))}
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class SDXL(Backbone):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
+        scaled = latents.to(self.pipe.vae.device, self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
         return self.pipe.vae.decode(scaled, return_dict=False)[0]
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

@@ -43,7 +43,10 @@ class ZImage(Backbone):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         # a fresh list: the pipeline writes its template into the one that it is given
         rows, _ = self.pipe.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.tokens
+            list(prompts),
+            self.pipe.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.tokens,
         )
         embeds, mask = images.padded(rows, self.tokens)
         return {"prompt_embeds": embeds, "mask": mask}

@@ -1,0 +1,121 @@
+"""Gradients -> weights: float32 masters of narrower weights, the optimizers over them, and what of both is saved."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.records import InputError
+from diffalign.run import Adafactor, AdamW, AdamW8bit, Optimizer, Prodigy
+
+Numbers = dict[str, float | int | bool]
+# what is installed beside the library -> who needs it
+EXTRAS = {"bitsandbytes": AdamW8bit, "prodigyopt": Prodigy}
+
+
+def check(kind: Optimizer) -> None:
+    """Raise InputError where the package that an optimizer needs cannot be imported."""
+    for package, needed_by in EXTRAS.items():
+        if isinstance(kind, needed_by):
+            _package(package)
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        user = EXTRAS[name].__name__
+        advice = f"pip install 'diffalign[{name}]', or use AdamW or Adafactor"
+        raise InputError(f"optimizer = {user}: {name} cannot be imported ({reason}); {advice}") from None
+
+
+def build(kind: Optimizer, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of these weights."""
+    given = list(weights.values())
+    if isinstance(kind, AdamW):
+        # one kernel for all tensors; on the CPU the plain one, whose bits do not depend on how tensors are grouped
+        fused = all(w.device.type == "cuda" for w in given)
+        return torch.optim.AdamW(
+            given, lr=kind.lr, betas=kind.betas, eps=kind.eps, weight_decay=kind.weight_decay, fused=fused
+        )
+    if isinstance(kind, AdamW8bit):
+        eight = _package("bitsandbytes").optim.AdamW8bit
+        return eight(given, lr=kind.lr, betas=kind.betas, eps=kind.eps, weight_decay=kind.weight_decay)
+    if isinstance(kind, Adafactor):
+        return torch.optim.Adafactor(
+            given, lr=kind.lr, beta2_decay=kind.beta2_decay, eps=(None, kind.least), weight_decay=kind.weight_decay
+        )
+    if isinstance(kind, Prodigy):
+        prodigy = _package("prodigyopt").Prodigy
+        return prodigy(
+            given, lr=kind.lr, betas=kind.betas, weight_decay=kind.weight_decay, d0=kind.d0,
+            use_bias_correction=True, safeguard_warmup=True,
+        )  # fmt: skip
+    raise InputError(f"optimizer = {type(kind).__name__}: expected AdamW, AdamW8bit, Adafactor or Prodigy")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a loss is multiplied by so that small gradients are not lost in float16, and steps since it last changed."""
+
+    value: float
+    steps: int = 0
+
+    def halved(self) -> "Scale":
+        """After gradients that overflowed."""
+        return Scale(self.value / 2)
+
+    def kept(self) -> "Scale":
+        """After a step that went well: twice as large once 2,000 did; 1 is no scale and stays."""
+        if self.value == 1:
+            return self
+        return Scale(2 * self.value) if self.steps >= 2000 else Scale(self.value, self.steps + 1)
+
+
+@torch.no_grad()
+def collect(weights: Mapping[str, nn.Parameter], wide: Mapping[str, nn.Parameter]) -> None:
+    """Add the gradients of the weights to those of their masters, in float32, and drop them."""
+    for name, master in wide.items():
+        weight = weights[name]
+        if weight is master or weight.grad is None:
+            continue
+        gradient, weight.grad = weight.grad.float(), None
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+
+@torch.no_grad()
+def publish(weights: Mapping[str, nn.Parameter], wide: Mapping[str, nn.Parameter]) -> None:
+    """Round the masters to the weights that compute."""
+    for name, master in wide.items():
+        if weights[name] is not master:
+            weights[name].copy_(master)
+
+
+def state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], Numbers]:
+    """What an optimizer remembers: tensors by "weight.name", and numbers, those of its one group without a dot."""
+    held = {f"{name}.{key}": v for name, w in weights.items() for key, v in optimizer.state.get(w, {}).items()}
+    tensors = {name: v for name, v in held.items() if isinstance(v, Tensor)}
+    numbers = {name: v for name, v in held.items() if isinstance(v, (int, float))}
+    return tensors, numbers | {k: v for k, v in optimizer.param_groups[0].items() if isinstance(v, (int, float))}
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    numbers: Numbers,
+) -> None:
+    """Give an optimizer what `state` said."""
+    held: dict[int, dict[str, Any]] = {}
+    places = {name: i for i, name in enumerate(weights)}
+    for full, value in (tensors | numbers).items():
+        name, _, key = full.rpartition(".")
+        if name:
+            held.setdefault(places[name], {})[key] = value
+    group = optimizer.state_dict()["param_groups"][0]
+    told = group | {key: value for key, value in numbers.items() if "." not in key}
+    optimizer.load_state_dict({"state": held, "param_groups": [told]})

@@ -39,16 +39,19 @@ MEASURES = ("gold", "gold_right", "vendi")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Prompts of all rounds together, images a prompt, real images, test prompts and noises, rounds, steps a round."""
+    """Prompts of all rounds together, images a prompt, real images, test prompts and noises, rounds, steps a round,
+    groups a step, denoising steps.
+    """
 
-    prompts: int = 144
+    prompts: int = 96
     per_prompt: int = 4
-    real: int = 96
-    test_prompts: int = 80
+    real: int = 64
+    test_prompts: int = 64
     test_noises: int = 4
     rounds: int = 3
-    train_steps: int = 40
-    steps: int = 10
+    train_steps: int = 30
+    batch: int = 12
+    steps: int = 6
     split: str = "test"
 
 
@@ -79,27 +82,28 @@ def write_real(place: Path, seed: int, count: int) -> Path:
 
 def arms(out: Path, seed: int, sizes: Sizes) -> dict[str, Callable[[], Path | None]]:
     """Name -> what trains the arm and gives the run to draw with; SPIN's start is the run before its first round."""
-    here, listed = out / f"seed-{seed}", out / f"prompts-{seed}.txt"
+    here = out / f"seed-{seed}"
     texts = prompts("train", sizes.prompts * len(SEEDS))[seed :: len(SEEDS)]
-    write_atomically(listed, "".join(f"{text}\n" for text in texts).encode())
+    for name, count in (("all", sizes.prompts), ("few", sizes.prompts // sizes.rounds)):
+        write_atomically(here / f"{name}.txt", "".join(f"{text}\n" for text in texts[:count]).encode())
     real = write_real(here / "real", seed, sizes.real)
 
     def run(name: str, arm: str, rounds: int, steps: int, **asked: Any) -> Path:
         module = recipe(name)
-        run = dataclasses.replace(module.RUN, steps=steps, seed=seed)
+        run = dataclasses.replace(module.RUN, steps=steps, batch=sizes.batch, seed=seed)
         module.rounds(out=here / arm, run=run, rounds=rounds, steps=sizes.steps, **asked)
         return here / arm / f"round-{rounds}" / "run"
 
-    n, steps, drawn = sizes.rounds, sizes.train_steps, {"prompts": listed, "per_prompt": sizes.per_prompt}
-    mixed = {"real": real, "real_share": 0.25}
+    n, steps, drawn = sizes.rounds, sizes.train_steps, {"per_prompt": sizes.per_prompt, "prompts": here / "all.txt"}
+    again, mixed = drawn | {"prompts": here / "few.txt"}, {"real": real, "real_share": 0.25}
     return {
         "base": lambda: None,
         "online DPO, one round": lambda: run("online_dpo", "online-1", 1, n * steps, **drawn),
         "online DPO, rounds": lambda: run("online_dpo", "online-n", n, steps, **drawn),
         "fine-tuning on real images": lambda: run("spin", "spin", 0, steps, real=real),
         "SPIN, rounds": lambda: run("spin", "spin", n, steps, real=real),
-        "curated, no real images": lambda: run("curated", "curated", n, steps, **drawn),
-        "curated, 25 % real images": lambda: run("curated", "curated-real", n, steps, **drawn, **mixed),
+        "curated, no real images": lambda: run("curated", "curated", n, steps, **again),
+        "curated, 25 % real images": lambda: run("curated", "curated-real", n, steps, **again, **mixed),
     }
 
 

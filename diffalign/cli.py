@@ -18,6 +18,7 @@ VERBS = {
     "pair": ("diffalign.pairing", "scores -> preferences"),
     "judge": ("diffalign.judging", "images -> preferences, by a vision-language model behind a server"),
     "import": ("diffalign.importing", "anybody's preference data -> records, saying what was kept and why"),
+    "caption": ("diffalign.captioning", "preferences -> preferences with a caption of its own for each image"),
     "inspect": ("diffalign.inspecting", "what is wrong with preference data, before it is trained on"),
     "filter": ("diffalign.filtering", "preferences -> fewer and better ones"),
     "train": ("diffalign.training", "preferences -> policy"),

@@ -56,7 +56,7 @@ class Dataset:
         captions: Literal["prompt", "own"] = "prompt",
         labels: Literal["as_given", "swapped"] = "as_given",
     ) -> None:
-        self.fingerprint = folders.open_folder(folder, "pair", "import", "filter").fingerprint
+        self.fingerprint = folders.open_folder(folder, "pair", "import", "filter", "caption").fingerprint
         rows = [r for r in folders.records(folder, "judgements") if r.status in ("decided", "tie")]
         if not rows:
             raise InputError(f"{folder}: holds no decided judgement, so there is nothing to train on")
@@ -71,8 +71,11 @@ class Dataset:
         self.texts |= {prompt_id(text): text for text in self.captions.values()}
 
     def _captions(self) -> dict[str, str]:
-        """Image id -> its own caption; raises InputError where no image has one."""
+        """Image id -> its own caption, as `caption` wrote it or it came; raises InputError where no image has one."""
         found = {i: self.images[i]["caption"] for i in self.image_ids() if self.images[i]["caption"]}
+        for place in reversed(list(folders.lineage(self.folder))):
+            rows = folders.read(place, "captions", ["image_id", "text"]).to_pylist()
+            found |= {r["image_id"]: r["text"] for r in rows if r["text"] is not None}
         if not found:
             raise InputError(f"{self.folder}: captions = own, but no image has a caption of its own (field caption)")
         return found

@@ -133,7 +133,7 @@ def _said(dropped: Counter[str]) -> str:
 
 
 def _load(data: Path, scores: Path | None) -> _Data:
-    folders.open_folder(data, "import", "pair", "filter")
+    folders.open_folder(data, "import", "pair", "filter", "caption")
     rows = [r for r in folders.records(data, "judgements") if r.status in ("decided", "tie")]
     if not rows:
         raise InputError(f"{data}: holds no decided judgement")

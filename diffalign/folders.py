@@ -24,7 +24,10 @@ __all__ = [
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
-MAIN = {"import": "images", "sample": "images", "score": "scores", "pair": "judgements", "filter": "judgements"}
+MAIN = {
+    "import": "images", "sample": "images", "score": "scores", "pair": "judgements", "filter": "judgements",
+    "caption": "captions",
+}  # fmt: skip
 
 
 def check(folder: Path, manifest: Manifest) -> None:
@@ -78,7 +81,7 @@ def _tables(manifest: Manifest) -> tuple[str, ...]:
         return ("prompts", "images")
     if manifest.stage == "score":
         return ("scores",) if manifest.parents else ("prompts", "images", "scores")
-    return (MAIN[manifest.stage],)
+    return ("judgements", "captions") if manifest.stage == "caption" else (MAIN[manifest.stage],)
 
 
 def parent(child: Path, folder: Path) -> dict[str, str]:

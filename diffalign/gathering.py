@@ -14,6 +14,7 @@ from diffalign.records import pair as pair_record
 from diffalign.scorers import features
 from diffalign.streams import stream
 
+PLACES = ("sample", "import", "score", "pair", "filter", "caption")
 RULES = ("swap_vendi", "swap_frechet", "real_vs_generated", "desirable")
 # Pictures decoded at once for their features.
 _BATCH = 64
@@ -53,7 +54,7 @@ def shared(real: Path, count: int, share: float, seed: int) -> list[Judgement]:
 
 def best(folder: Path) -> dict[str, list[str]]:
     """Prompt id -> images: all of a folder of pictures; of a folder of judgements those that were judged best."""
-    stage = folders.open_folder(folder, "sample", "import", "score", "pair", "filter").stage
+    stage = folders.open_folder(folder, *PLACES).stage
     rows = [] if stage in ("sample", "score") else folders.records(folder, "judgements")
     winners = {image for row in rows if row.status == "decided" for image in _winner(row)}
     return _by_prompt(folder, winners if rows else None)
@@ -69,7 +70,7 @@ def _winner(row: Judgement) -> tuple[str, ...]:
 
 def _by_prompt(folder: Path, kept: set[str] | None = None) -> dict[str, list[str]]:
     """Prompt id -> ids of its images, as they were drawn; only the `kept` ones where given."""
-    folders.open_folder(folder, "sample", "import", "score", "pair", "filter")
+    folders.open_folder(folder, *PLACES)
     rows = [row for name, row in folders.image_rows(folder).items() if kept is None or name in kept]
     found: dict[str, list[str]] = {}
     for row in sorted(rows, key=lambda r: (r["prompt_id"], r["index"] or 0, r["id"])):

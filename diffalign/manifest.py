@@ -11,7 +11,7 @@ from typing import Any
 from diffalign.records import InputError, digest
 
 FORMAT = 1
-STAGES = ("import", "sample", "score", "pair", "filter")
+STAGES = ("import", "sample", "score", "pair", "filter", "caption")
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers")
 
 

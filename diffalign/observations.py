@@ -16,7 +16,7 @@ from diffalign.readers.pictures import Picture
 from diffalign.records import Judgement
 from diffalign.streams import stream
 
-JUDGED = ("import", "pair", "filter")
+JUDGED = ("import", "pair", "filter", "caption")
 _LISTS = ("images", "image", "file_path", "image_path")
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|test|dev|eval)(?![a-z])")
 

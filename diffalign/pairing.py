@@ -16,7 +16,7 @@ from diffalign.streams import stream
 
 SEVERAL = ("agreement", "frontier")
 LISTS = ("ranking", "advantages", "curated")
-PLACES = ("score", "pair", "import", "filter")
+PLACES = ("score", "pair", "import", "filter", "caption")
 _BY_ONE = ("scorer", "min_gap", "seed")
 # Which flags a rule reads; any other one given is refused.
 READS: dict[str, tuple[str, ...]] = {

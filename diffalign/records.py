@@ -179,6 +179,16 @@ class Judgement(Record):
             _require(self.p is not None, f"{name}: p is missing")
 
 
+@dataclass(frozen=True)
+class Caption(Record):
+    """The text that an image is shown under; None leaves it its prompt. `source` says how it was made."""
+
+    table: ClassVar[str] = "captions"
+    image_id: str
+    text: str | None
+    source: str
+
+
 @functools.cache
 def _optional(kind: type[Record]) -> frozenset[str]:
     """The fields that may be empty."""
@@ -192,7 +202,7 @@ def pair(prompt: str, first: str, second: str, p: float, *, source: str, **known
     return Judgement(name, group, "pair", (first, second), p=p, source=source, **known)
 
 
-TABLES: dict[str, type[Record]] = {c.table: c for c in (Prompt, Image, Score, Judgement)}
+TABLES: dict[str, type[Record]] = {c.table: c for c in (Prompt, Image, Score, Judgement, Caption)}
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bytes: pa.binary()}
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

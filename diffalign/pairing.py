@@ -138,7 +138,10 @@ def _check(rule: str, flags: dict[str, Any]) -> None:
 
 def _of_scores(data: Path, rule: str, flags: dict[str, Any], counts: Counter[str]) -> tuple[list[Judgement], Any]:
     """Judgements of the groups of a folder of scores or comparisons; (by whom, of how many prompts)."""
-    scored = folders.open_folder(data, *PLACES).stage == "score"
+    manifest = folders.open_folder(data, *PLACES)
+    scored = manifest.stage == "score"
+    if "rule" in manifest.arguments:
+        raise InputError(f"{data}: holds the output of `pair`, expected that of `score`, or comparisons (of `judge`)")
     judges = grouping.judges(data, flags["scorer"], several=rule in SEVERAL) if scored else ("win rate",)
     if not scored and (flags["scorer"] or rule in SEVERAL):
         raise InputError(f"{data}: holds comparisons; {rule} and --scorer are for scores")

@@ -196,6 +196,8 @@ def test_win_rates_inside_the_group(tmp_path: Path) -> None:
     assert (row.images, row.scores) == ((b, c, a), (0.875, 0.375, 0.25))
     [row] = made(tmp_path / "a", judged, rule="advantages")
     assert row.scores[0] == pytest.approx(rules.advantages(np.array([0.875, 0.375, 0.25]))[0])
+    with pytest.raises(InputError, match="holds the output of `pair`, expected that of `score`, or comparisons"):
+        pairing.pair(tmp_path / "pairs", out=tmp_path / "no")
     with pytest.raises(InputError, match="holds comparisons; agreement and --scorer are for scores"):
         pairing.pair(judged, out=tmp_path / "no", rule="agreement")
 

@@ -142,7 +142,7 @@ def plan(out: Path, seed: int, backbone: str, sizes: Sizes) -> list[Stage]:
         _stage("pair best with worst", partial(pair, learn / "scores", rule="best_vs_worst", out=learn / "pairs")),
         _train(out, seed, backbone, sizes),
         _stage(f"draw {sizes.test_prompts} test prompts with the base", partial(draw, **on_test, out=test / "base")),
-        _stage("draw them with the policy", partial(draw, lora=out / "policy", **on_test, out=test / "policy")),
+        _stage("draw them with the policy", partial(draw, lora=(str(out / "policy"),), **on_test, out=test / "policy")),
         _stage("judge the base's pictures", partial(score, test / "base", scorer=JUDGES, out=judged["base"])),
         _stage("judge the policy's pictures", partial(score, test / "policy", scorer=JUDGES, out=judged["policy"])),
         _stage("compare them", partial(compare, judged["base"], judged["policy"], out=out / "compare")),

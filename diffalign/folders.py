@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffalign.manifest import Manifest, is_temporary, load, versions, write_atomically
-from diffalign.records import TABLES, InputError, Record, schema
+from diffalign.records import TABLES, InputError, Record, optional, schema
 
 __all__ = [
     "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "leading", "lineage", "load",
-    "open_folder", "parent", "part", "read", "records", "texts", "versions", "write_atomically", "write_part",
+    "open_folder", "parent", "part", "part_with", "read", "records", "texts", "versions", "write_atomically",
+    "write_part",
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
@@ -143,6 +144,15 @@ def read(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.T
     return pa.concat_tables([empty, *(_read_part(path, table, names) for path in _parts(folder, table))])
 
 
+def part_with(folder: Path, table: str, key: str) -> tuple[int, list[Record]]:
+    """(number, records) of the part that holds the record of this id; raises InputError where there is none."""
+    for path in _parts(folder, table):
+        if key in _read_part(path, table, ["id"])["id"].to_pylist():
+            rows = _read_part(path, table, None).to_pylist()
+            return int(path.stem.removeprefix("part-")), [TABLES[table].of(row) for row in rows]
+    raise InputError(f"{folder}: {table} holds no {key!r}")
+
+
 def _parts(folder: Path, table: str) -> list[Path]:
     """The parts on disk in the order of their numbers, of which names have at least five digits."""
     return sorted((folder / table).glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))
@@ -153,11 +163,15 @@ def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Tabl
     wanted = schema(table)
     try:
         with pq.ParquetFile(path) as file:
-            odd = sorted(set(file.schema_arrow.names) ^ set(wanted.names))
+            there = set(file.schema_arrow.names)
+            odd = sorted((there ^ set(wanted.names)) - (optional(TABLES[table]) - there))
             if odd:
                 raise InputError(f"{path}: field {odd[0]!r} is unknown or missing, expected {', '.join(wanted.names)}")
             names = list(columns) if columns else wanted.names
-            found = file.read(columns=names).select(names)
+            found = file.read(columns=[n for n in names if n in there])
+            for name in [n for n in names if n not in there]:  # a column that may be empty may be missing
+                found = found.append_column(name, pa.nulls(file.metadata.num_rows, wanted.field(name).type))
+            found = found.select(names)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -21,6 +21,7 @@ class Manifest:
 
     `batches` is the number of parts of a whole folder. `extends` names the arguments that may grow without making it
     another folder (they are left out of the fingerprint). `counts` says what was kept and what was left out, and why.
+    `given` is what the user named things, which is not compared.
     """
 
     stage: str
@@ -30,6 +31,7 @@ class Manifest:
     extends: tuple[str, ...] = ()
     counts: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: versions())
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     @property

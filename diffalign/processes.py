@@ -18,6 +18,11 @@ def place() -> tuple[int, int]:
     return int(said[0]), int(said[1])
 
 
+def device(kind: str) -> str:
+    """The accelerator of this process: the one of its number on this machine; the CPU is one for all."""
+    return f"{kind}:{os.environ.get('LOCAL_RANK', '0')}" if kind != "cpu" else kind
+
+
 @contextlib.contextmanager
 def together() -> Iterator[Callable[[], None]]:
     """Gives a function that returns when all processes have called it; at once where this one is alone."""
@@ -27,7 +32,14 @@ def together() -> Iterator[Callable[[], None]]:
     from torch import distributed
 
     distributed.init_process_group("gloo", timeout=_LONGEST)
+
+    def meet() -> None:
+        try:
+            distributed.barrier()
+        except RuntimeError:
+            raise InputError("another process of this command has ended; what is written stays, run it again") from None
+
     try:
-        yield distributed.barrier
+        yield meet
     finally:
         distributed.destroy_process_group()

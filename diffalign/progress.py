@@ -1,7 +1,7 @@
 """One progress bar for all stages, on stderr, silent where nobody is looking."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -10,11 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Yield the items, with a bar that says how many of `total` are done and how long the rest will take."""
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def track(items: Iterable[T], title: str, total: int | Iterable[Sized], unit: str = "") -> Iterator[T]:
+    """Yield the items, with a bar that says how many of `total` are done and how long the rest will take.
+
+    Where `total` is what each item holds, it says how much of that is done, in `unit`s, and how much a second.
+    """
+    weights = None if isinstance(total, int) else [len(held) for held in total]
+    columns = [TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if weights is not None:
+        columns.append(TextColumn(f"{{task.fields[speed]}} {unit}/s"))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        for item in items:
+        task = bar.add_task(title, total=total if weights is None else sum(weights), speed="…")
+        for number, item in enumerate(items):
             yield item
-            bar.advance(task)
+            bar.advance(task, 1 if weights is None else weights[number])
+            speed = bar.tasks[0].speed
+            bar.update(task, speed=f"{speed:.3g}" if speed else "…")

@@ -77,7 +77,7 @@ class Record:
         required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         _require(set(row) <= names, f"{cls.table}: unknown field {sorted(set(row) - names)}, expected {sorted(names)}")
         _require(required <= set(row), f"{cls.table}: field {sorted(required - set(row))} is missing")
-        empty = [n for n in row if row[n] is None and n not in _optional(cls)]
+        empty = [n for n in row if row[n] is None and n not in optional(cls)]
         _require(not empty, f"{cls.table}: field {empty} is empty")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
@@ -97,7 +97,8 @@ class Image(Record):
     """A picture and where it comes from. `bytes` holds PNG, or `path` names a file relative to the record folder.
 
     The id of a drawn image hashes (model, adapter, sampler, prompt, seed, index), never its pixels; that of an imported
-    one is its sha256.
+    one is its sha256. `noise` names the noise that a drawn one began with, `versions` what drew it; `nsfw` is what the
+    user's own scorer of that said.
     """
 
     table: ClassVar[str] = "images"
@@ -113,6 +114,9 @@ class Image(Record):
     sampler: str | None = None
     seed: int | None = None
     index: int | None = None
+    noise: str | None = None
+    versions: str | None = None
+    nsfw: float | None = None
 
     def __post_init__(self) -> None:
         sized = self.width > 0 and self.height > 0
@@ -190,7 +194,7 @@ class Caption(Record):
 
 
 @functools.cache
-def _optional(kind: type[Record]) -> frozenset[str]:
+def optional(kind: type[Record]) -> frozenset[str]:
     """The fields that may be empty."""
     return frozenset(name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint))
 

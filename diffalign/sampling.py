@@ -1,237 +1,244 @@
-"""Prompts -> images: a flat work list in fixed batches, every picture's noise named by (seed, prompt, index)."""
+"""Prompts -> images: a flat work list in fixed batches, a part of the folder each, in one process or several."""
 
 import hashlib
-import io
-import json
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor, nn
 
-from diffalign import backbones, cache, folders, weights
-from diffalign.backbones.base import Backbone, Conditioning, select
+from diffalign import cache, folders, keeping, plan, processes, redrawing, scorers, streams, worklist
+from diffalign.drawing import Artist, Drawn, Sampler, to_png
+from diffalign.manifest import versions
+from diffalign.plan import Identity, Negative, Plan
 from diffalign.progress import track
-from diffalign.records import Image, InputError, Prompt, digest, prompt_id
-from diffalign.streams import normal, stream
+from diffalign.prompts import PromptList, read_prompts
+from diffalign.records import Image, InputError
+from diffalign.scorers import Scorer
+from diffalign.worklist import Cut
 
+__all__ = ["Artist", "Negative", "Sampler", "sample", "to_png"]
 
-@dataclass(frozen=True)
-class Sampler:
-    """How a picture is drawn: the model's own scheduler, so many steps, classifier-free guidance, size in pixels."""
-
-    steps: int
-    guidance: float
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps = {self.steps}: expected at least 1")
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a text file (one a line) or a JSON-lines file ({"text", optional "id"}), equal texts once,
-    counted.
-
-    Raises InputError naming file, line and field for a file that is missing, empty or not UTF-8, a blank text, or an
-    id that stands for two texts.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such prompt file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        row = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {row}: is not UTF-8 (byte {error.start})") from None
-    found: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        text, name = line.strip(), None
-        if path.suffix == ".jsonl":
-            try:
-                entry = json.loads(line)
-                text, name = entry["text"].strip(), entry.get("id")
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(f'{path}, line {number}: expected {{"text": "…"}}, optionally with "id"') from None
-        if not text:
-            raise InputError(f"{path}, line {number}, field text: is empty")
-        if not isinstance(name, str | None):
-            raise InputError(f"{path}, line {number}, field id: {name!r}, expected a text")
-        key = name or prompt_id(text)
-        known = found.get(key)
-        if known and known.text != text:
-            raise InputError(f"{path}, line {number}, field id: {key!r} already stands for {known.text!r}")
-        found[key] = Prompt(key, text, known.count + 1 if known else 1)
-    if not found:
-        raise InputError(f"{path}: holds no prompt")
-    return list(found.values())
+log = logging.getLogger(__name__)
 
 
 def sample(
     *,
-    model: str,
-    prompts: Path,
     out: Path,
-    lora: Path | None = None,
+    model: str = "",
+    prompts: Path | None = None,
+    column: str = "text",
+    lora: tuple[str, ...] = (),
     config: str = "",
     per_prompt: int = 1,
     seed: int = 0,
     batch: int = 16,
+    decode: int = 16,
     steps: int = 30,
+    scheduler: str = "",
     guidance: float = 5.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    negative: Negative = Negative(),  # noqa: B008
     height: int = 0,
     width: int = 0,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    step_cache: str = "",
+    compile: bool = False,  # noqa: A002
+    keep_latents: bool = False,
+    nsfw: str = "",
+    again: str = "",
 ) -> str:
     """Draw images of prompts into a record folder; the same command again goes on where it was interrupted.
 
-    A picture depends on model, adapter, sampler, seed, prompt and index, not on order, batch or resume (beyond float
-    rounding for the batch). A larger --per-prompt extends the folder; any other change of arguments is refused by
-    name.
+    A picture depends on model, adapters, sampler, seed, prompt and index, not on order, batch, number of processes or
+    resume (beyond float rounding for the batch). A larger --per-prompt extends the folder; any other change of
+    arguments is refused by name. Under torchrun or accelerate launch every process draws its share.
 
     Args:
-        model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with --config).
-        prompts: Text file with one prompt a line, or JSON lines with "text" and optionally "id".
         out: Record folder to write.
-        lora: Adapter file in the layout of diffusers, kohya or ComfyUI, a folder that holds one, or a run folder.
+        model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with --config).
+        prompts: Text file with one prompt a line, or JSON lines, CSV, TSV or Parquet with the field --column and
+            optionally "id", "height" and "width".
+        column: Field of the prompts.
+        lora: Adapters, FILE or FILE=weight: files in the layout of diffusers, kohya or ComfyUI, folders that hold one,
+            or run folders.
         config: Folder in diffusers' layout that says what a single file is.
         per_prompt: Images per prompt.
         seed: Names the noise, with the prompt and the image's index.
         batch: Images per denoiser call (two rows each with guidance).
-        steps: Denoising steps of the model's own scheduler.
+        decode: Images per decoder call; halved by itself where the device's memory is short.
+        steps: Denoising steps.
+        scheduler: A diffusers scheduler, "NAME" or "NAME,option=value,…"; empty means the model's own.
         guidance: Guidance scale as the model's own pipeline counts it; 1 or less means none (0 for Z-Image).
+        guidance_interval: Guidance from and to these shares of the steps.
+        negative: Another denoiser in the unconditional branch (Diffusion-NPO).
         height: Pixels; 0 means the model's own size.
         width: Pixels; 0 means the model's own size.
+        precision: Of the networks; "auto" is bfloat16 on an accelerator and float32 on the CPU.
+        step_cache: A step cache of diffusers, "FirstBlockCache,threshold=0.1"; pictures then depend on their batch.
+        compile: Compile the denoiser's repeated blocks.
+        keep_latents: Keep the latents; training at the same size takes them instead of encoding the pictures.
+        nsfw: A scorer ("file.py:function") whose value of each picture goes into the column nsfw.
+        again: Image id; that picture of the folder is drawn again, with its batch, and compared byte by byte.
     """
-    if min(per_prompt, batch, steps) < 1:
-        raise InputError(f"per_prompt = {per_prompt}, batch = {batch}, steps = {steps}: expected at least 1")
-    listed = read_prompts(prompts)
-    place = weights.locate(model, config)
-    adapter = weights.adapter_file(lora) if lora else None
-    model_hash, adapter_hash = weights.fingerprint(place), weights.fingerprint(adapter) if adapter else None
-    arguments = {
-        "model": model_hash,
-        "adapter": adapter_hash,
-        "prompts": digest(*(x for p in listed for x in (p.id, p.text))),
-        "per_prompt": per_prompt,
-        "seed": seed,
-        "batch": batch,
-        "sampler": [steps, guidance, height, width],
-        "threads": torch.get_num_threads(),
-    }
-    work = [(p, index) for index in range(per_prompt) for p in listed]
-    cuts = [work[i : i + batch] for i in range(0, len(work), batch)]
-    manifest = folders.Manifest("sample", arguments, len(cuts), extends=("per_prompt",))
-    folders.check(out, manifest)
-    keys = [[_image_id(model_hash, adapter_hash, arguments["sampler"], p, seed, i) for p, i in cut] for cut in cuts]
-    todo = [n for n in range(len(cuts)) if not folders.is_whole(out, "images", n, {"id": keys[n]})]
-    if todo:
-        backbone = backbones.load(model, config=config, device="cuda" if torch.cuda.is_available() else "cpu")
-        if adapter:
-            backbone.load_lora(adapter)
-        artist = Artist(backbone, Sampler(steps, guidance, *_size(backbone, height, width)), seed)
-        needed = {p.id for n in todo for p, _ in cuts[n]}
-        # all prompts are cut, not those that are left to do, so that an interruption does not change who shares a batch
-        for part in cache.cut(listed, 32):
-            artist.encode(part if needed & {p.id for p in part} else [])
-    folders.begin(out, manifest)  # not before, so that a model which cannot be loaded leaves the folder to another one
-    folders.write_part(out, "prompts", 0, listed)
-    for n in track(todo, "sample", len(todo)):
-        kept = folders.leading(out, "images", n, {"id": keys[n]})  # they may have been scored, and are not drawn anew
-        pictures = artist.draw([(p.id, index) for p, index in cuts[n]])
-        rows = [
-            _record(key, p, index, png, artist.sampler, model_hash, adapter_hash, seed)
-            for key, (p, index), png in zip(keys[n], cuts[n], map(to_png, pictures), strict=True)
-        ]
-        folders.write_part(out, "images", n, [*kept, *rows[len(kept) :]])
-    return f"{out}: {len(work)} images of {len(listed)} prompts; next: diffalign score {out} --scorer … --out …"
-
-
-def _size(backbone: Backbone, height: int, width: int) -> tuple[int, int]:
-    own = backbone.native_size()
-    return height or own, width or own
-
-
-def _image_id(model: str, adapter: str | None, sampler: Sequence[float], prompt: Prompt, seed: int, index: int) -> str:
-    return digest("image", model, adapter, *sampler, prompt.id, prompt.text, seed, index)
-
-
-def _record(
-    key: str, prompt: Prompt, index: int, png: bytes, sampler: Sampler, model: str, adapter: str | None, seed: int
-) -> Image:
-    name = f"{sampler.steps} steps, guidance {sampler.guidance:g}, {sampler.height}x{sampler.width}"
-    sha256 = hashlib.sha256(png).hexdigest()
-    image = {"bytes": png, "path": f"{key}.png"}
-    return Image(
-        key, prompt.id, image, sha256, sampler.width, sampler.height,
-        model=model, adapter=adapter, sampler=name, seed=seed, index=index,
+    device = processes.device("cuda" if torch.cuda.is_available() else "cpu")
+    if again:
+        return redrawing.redraw(out, again, model, config, lora, device)
+    if not model or prompts is None:
+        raise InputError(f"{'prompts' if model else 'model'}: is missing; expected --model and --prompts (or --again)")
+    if min(per_prompt, batch, steps, decode) < 1:
+        raise InputError(
+            f"per_prompt = {per_prompt}, batch = {batch}, steps = {steps}, decode = {decode}: expected at least 1"
+        )
+    listed = read_prompts(prompts, column)
+    asked = Plan(
+        model, config, tuple(map(str, lora)) if not isinstance(lora, str | Path) else (str(lora),), scheduler,
+        steps, guidance, guidance_interval, height, width, precision, negative, step_cache, compile,
     )  # fmt: skip
+    job = Job(out, asked, plan.identity(asked), listed, seed, per_prompt, batch, decode, keep_latents, nsfw)
+    return _run(job, device)
 
 
-class Artist:
-    """Draws pictures: unique prompts encoded once, noise by name, the model's own scheduler, guidance in one call."""
+@dataclass(frozen=True)
+class Job:
+    """What a call draws, where to, and in which batches."""
 
-    def __init__(self, backbone: Backbone, sampler: Sampler, seed: int) -> None:
-        self.backbone, self.sampler, self.seed = backbone, sampler, seed
-        self.shape = backbone.latent_shape(sampler.height, sampler.width)
-        size = (sampler.height, sampler.width)
-        self.sizes = backbone.size_conditioning([size], size) | backbone.guidance_conditioning(sampler.guidance)
-        self.guided = backbone.unconditional(sampler.guidance)
-        self.negative = backbone.encode_negative()
-        self.prompts: dict[str, int] = {}
-        self.known: Conditioning = {}
+    out: Path
+    plan: Plan
+    identity: Identity
+    listed: PromptList
+    seed: int
+    per_prompt: int
+    batch: int
+    decode: int
+    keep_latents: bool
+    nsfw: str
 
-    def encode(self, prompts: Sequence[Prompt]) -> None:
-        """Encode the prompts that are not known yet, each once."""
-        new = list({p.id: p for p in prompts if p.id not in self.prompts}.values())
-        parts = [self.backbone.encode_prompts([p.text for p in part]) for part in cache.cut(new, 32) if part]
-        for name in parts[0] if parts else ():
-            rows = torch.cat([part[name] for part in parts])
-            self.known[name] = torch.cat([self.known[name], rows]) if name in self.known else rows
-        self.prompts |= {p.id: len(self.prompts) + i for i, p in enumerate(new)}
+    def manifest(self, batches: int, flag: Scorer | None) -> folders.Manifest:
+        """What `diffalign.json` says of the folder; arguments that are as they are mostly are left out."""
+        known = self.identity
+        arguments: dict[str, Any] = {
+            "model": known.model,
+            "adapter": known.adapter,
+            "prompts": self.listed.fingerprint,
+            "per_prompt": self.per_prompt,
+            "seed": self.seed,
+            "batch": self.batch,
+            "sampler": list(known.sampler),
+            "threads": torch.get_num_threads(),
+        }
+        arguments |= known.other
+        arguments |= {"keep_latents": True} if self.keep_latents else {}
+        arguments |= {"decode": self.decode} if self.decode != 16 else {}
+        arguments |= {"nsfw": [flag.name, flag.revision]} if flag else {}
+        told = plan.given(self.plan)
+        return folders.Manifest("sample", arguments, batches, extends=("per_prompt",), given=told)
 
-    @torch.no_grad()
-    def draw(self, work: Sequence[tuple[str, int]], denoiser: nn.Module | None = None) -> np.ndarray:
-        """Pictures of (prompt id, index), uint8, (images, height, width, 3), by `denoiser` or the backbone's own."""
-        denoiser = denoiser or self.backbone.denoiser
-        device, dtype = self.backbone.denoiser.device, self.backbone.denoiser.dtype
-        solver = self.backbone.solver(self.sampler.steps, self.shape)
-        x = torch.stack([self.noise(prompt, index) for prompt, index in work]).to(device, dtype) * solver.sigma
-        conditioning = self._conditioning([prompt for prompt, _ in work])
-        # schedulers that add noise on the way take it from torch alone: one generator a picture, named as it is
-        named = [stream("sampling", self.seed, *cell, "steps") for cell in work] if solver.draws else []
-        drawn = {"generator": [torch.Generator().manual_seed(int(n.integers(2**63))) for n in named]} if named else {}
-        for t in solver.timesteps:
-            doubled = torch.cat([x, x]) if self.guided else x
-            scaled = solver.scale(doubled, t)
-            output = self.backbone.predict(denoiser, scaled, t.expand(len(scaled)), conditioning)
-            if self.guided:
-                output = self.backbone.guide(*output.chunk(2), self.sampler.guidance)
-            x = solver.step(output, t, x, return_dict=False, **drawn)[0]
-        pixels = self.backbone.decode_latents(x).float()
-        return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    def ids(self, cut: Cut) -> list[str]:
+        """The ids of a batch's pictures."""
+        return [self.identity.image(p.id, p.text, self.seed, index, cut.size) for p, index in cut.work]
 
-    def noise(self, prompt: str, index: int) -> Tensor:
-        """The initial noise of one picture, float32, (c, h, w): a function of (seed, prompt id, index) alone."""
-        return torch.from_numpy(normal("sampling", self.seed, prompt, index, shape=tuple(self.shape)))
-
-    def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        device = self.backbone.denoiser.device
-        rows = select(self.known, torch.tensor([self.prompts[p] for p in prompts]))
-        if self.guided:
-            repeated = {k: v.expand(len(prompts), *v.shape[1:]) for k, v in self.negative.items()}
-            rows = {k: torch.cat([repeated[k], v]) for k, v in rows.items()}
-        n = len(next(iter(rows.values())))
-        rows |= {k: v.expand(n, -1) for k, v in self.sizes.items()}
-        return {k: v.to(device) for k, v in rows.items()}
+    def is_whole(self, number: int, cut: Cut) -> bool:
+        """Whether a batch is on disk, with its latents where they are kept."""
+        ids = self.ids(cut)
+        there = folders.is_whole(self.out, "images", number, {"id": ids})
+        return there and (not self.keep_latents or keeping.is_whole(self.out, number, ids))
 
 
-def to_png(picture: np.ndarray) -> bytes:
-    """A uint8 picture (height, width, 3) as PNG bytes."""
-    sink = io.BytesIO()
-    PIL.Image.fromarray(picture).save(sink, format="PNG")
-    return sink.getvalue()
+def _run(job: Job, device: str) -> str:
+    """Draw what is not there yet, each process its share; the summary line."""
+    (rank, world), listed = processes.place(), job.listed
+    asked = (job.plan.height, job.plan.width)
+    cuts = worklist.cuts(listed.prompts, listed.sizes, asked, job.per_prompt, job.batch)
+    flag = scorers.load(job.nsfw) if job.nsfw else None
+    manifest = job.manifest(len(cuts), flag)
+    folders.check(job.out, manifest)
+    mine = range(rank, len(cuts), world)
+    artist = None
+    if any(not job.is_whole(n, cuts[n]) for n in mine):
+        artist = plan.artist(job.plan, job.seed, job.decode, device)
+        for size in {cut.size for cut in cuts}:
+            _resize(artist, size)
+        _ = flag.function if flag else None
+    with processes.together() as meet:
+        if rank == 0:  # not before, so that a model which cannot be loaded leaves the folder to another one
+            folders.begin(job.out, manifest)
+            folders.write_part(job.out, "prompts", 0, listed.prompts)
+        meet()
+        if artist is not None:
+            _draw(job, artist, flag, {n: cuts[n] for n in mine})
+        meet()
+    if rank:
+        return f"{job.out}: process {rank + 1} of {world} has drawn its share"
+    total = sum(map(len, cuts))
+    said = f"{job.out}: {total} images of {len(listed.prompts)} prompts{listed.odd}"
+    return f"{said}; next: diffalign score {job.out} --scorer … --out …"
+
+
+def _draw(job: Job, artist: Artist, flag: Scorer | None, cuts: Mapping[int, Cut]) -> None:
+    """Draw and write the batches that are not whole."""
+    # all prompts are cut, not those that are left to do, so that an interruption does not change who shares a batch
+    parts = list(cache.cut(job.listed.prompts, 32))
+    home = {p.id: part for part in parts for p in part}
+    started, drawn = time.perf_counter(), 0
+    long: dict[str, str] = {}
+    for number in track(cuts, "sample", cuts.values(), "images"):
+        cut = cuts[number]
+        if job.is_whole(number, cut):
+            continue
+        _resize(artist, cut.size)
+        needed = {home[p.id][0].id: home[p.id] for p, _ in cut.work}
+        long |= {p.text: end for p in artist.encode(*needed.values()) if (end := artist.backbone.unread(p.text))}
+        made = artist.paint([(p.id, index) for p, index in cut.work])
+        _write(job, number, cut, artist, flag, made)
+        drawn += len(cut)
+    if drawn:
+        log.info("%d images drawn, %.3g a second", drawn, drawn / (time.perf_counter() - started))
+    for text, end in list(long.items())[:3]:
+        log.warning(
+            "the text encoder reads no further than %r of a prompt: %r is cut off", text[: -len(end)][-30:], end
+        )
+    if len(long) > 3:
+        log.warning("%d more prompts are longer than the text encoder reads", len(long) - 3)
+
+
+def _resize(artist: Artist, size: tuple[int, int]) -> None:
+    native = artist.backbone.native_size()
+    artist.resize(size[0] or native, size[1] or native)
+
+
+def _write(job: Job, number: int, cut: Cut, artist: Artist, flag: Scorer | None, made: Drawn) -> None:
+    """Write one batch; pictures that lie there already may have been scored, and stay as they are."""
+    ids = job.ids(cut)
+    kept = folders.leading(job.out, "images", number, {"id": ids})
+    if job.keep_latents:
+        before = keeping.read(job.out, number, [row.id for row in kept])
+        keeping.write(job.out, number, dict(zip(ids, made.latents, strict=True)) | before)
+    values = _flags(flag, made.pictures, [p.text for p, _ in cut.work])
+    how = plan.words(job.plan, artist, artist.size)
+    noted = ", ".join(f"{name} {version}" for name, version in versions().items())
+    rows = []
+    for key, (prompt, index), picture, value in zip(ids, cut.work, made.pictures, values, strict=True):
+        png = to_png(picture)
+        rows.append(
+            Image(
+                key, prompt.id, {"bytes": png, "path": f"{key}.png"}, hashlib.sha256(png).hexdigest(),
+                artist.size[1], artist.size[0], model=job.identity.model, adapter=job.identity.adapter, sampler=how,
+                seed=job.seed, index=index, noise=streams.name("sampling", job.seed, prompt.id, index),
+                versions=noted, nsfw=value,
+            )
+        )  # fmt: skip
+    folders.write_part(job.out, "images", number, [*kept, *rows[len(kept) :]])
+
+
+def _flags(flag: Scorer | None, pictures: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+    """What the scorer says of each picture; None where none is asked, or where it says nothing."""
+    if flag is None:
+        return [None] * len(texts)
+    values = flag([PIL.Image.fromarray(picture) for picture in pictures], texts)
+    return [float(v) if np.isfinite(v) else None for v in values]

@@ -13,9 +13,18 @@ def stream(kind: str, seed: int, *names: str | int) -> np.random.Generator:
     sampling(prompt, index); pairing(prompt); adapter(parameter); probe;
     bootstrap and permutation of a comparison; world, caption for the embedded world.
     """
-    text = "\x1f".join([kind, str(seed), *map(str, names)])
-    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    key = int.from_bytes(_key(kind, seed, *names), "little")
     return np.random.Generator(np.random.Philox(key=key))
+
+
+def name(kind: str, seed: int, *names: str | int) -> str:
+    """The stream's key as 32 hexadecimal digits: equal names are equal noise."""
+    return _key(kind, seed, *names).hex()
+
+
+def _key(kind: str, seed: int, *names: str | int) -> bytes:
+    text = "\x1f".join([kind, str(seed), *map(str, names)])
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def normal(kind: str, seed: int, *names: str | int, shape: tuple[int, ...]) -> np.ndarray:

@@ -110,8 +110,8 @@ def arms(out: Path, seed: int, sizes: Sizes) -> dict[str, Callable[[], Path | No
 def measure(place: Path, lora: Path | None, out: Path, sizes: Sizes) -> dict[str, list[float]]:
     """Per test prompt: mean gold score, share of all-right pictures, Vendi score of its pictures."""
     sample(
-        model="shapes/sdxl", lora=lora, prompts=out / "test.txt", out=place / "images", per_prompt=sizes.test_noises,
-        seed=100, steps=sizes.steps, guidance=2.0, batch=32,
+        model="shapes/sdxl", lora=(lora,) if lora else (), prompts=out / "test.txt", out=place / "images",
+        per_prompt=sizes.test_noises, seed=100, steps=sizes.steps, guidance=2.0, batch=32,
     )  # fmt: skip
     score(place / "images", scorer=("gold", "gold_right"), out=place / "scores")
     values: dict[str, dict[str, list[float]]] = {name: {} for name in ("gold", "gold_right")}

@@ -55,8 +55,9 @@ def rounds(
     last = Path(run.policy.start) if run.policy.start else None
     for number in range(1, rounds + 1):
         here = out / f"round-{number}"
+        lora = (last,) if last else ()
         sample(
-            model=run.model, lora=last, prompts=prompts, out=here / "images", per_prompt=per_prompt,
+            model=run.model, lora=lora, prompts=prompts, out=here / "images", per_prompt=per_prompt,
             seed=run.seed + number, steps=steps, guidance=guidance, batch=batch,
         )  # fmt: skip
         score(here / "images", scorer=(scorer,), out=here / "scores")

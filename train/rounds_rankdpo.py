@@ -56,8 +56,9 @@ def rounds(
         here = out / f"round-{number + 1}"
         mine = "".join(json.dumps({"text": p.text, "id": p.id}) + "\n" for p in listed[number::rounds])
         folders.write_atomically(here / "prompts.jsonl", mine.encode())
+        lora = (last,) if last else ()
         sample(
-            model=run.model, lora=last, prompts=here / "prompts.jsonl", out=here / "images", per_prompt=per_prompt,
+            model=run.model, lora=lora, prompts=here / "prompts.jsonl", out=here / "images", per_prompt=per_prompt,
             seed=run.seed + number, steps=steps, guidance=guidance, batch=batch,
         )  # fmt: skip
         score(here / "images", scorer=(scorer,), out=here / "scores")

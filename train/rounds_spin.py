@@ -60,8 +60,9 @@ def rounds(
     folders.write_atomically(out / "prompts.jsonl", texts.encode())
     for number in range(1, rounds + 1):
         here = out / f"round-{number}"
+        lora = (last,) if last else ()
         sample(
-            model=run.model, lora=last, prompts=out / "prompts.jsonl", out=here / "images", per_prompt=per_prompt,
+            model=run.model, lora=lora, prompts=out / "prompts.jsonl", out=here / "images", per_prompt=per_prompt,
             seed=run.seed + number, steps=steps, guidance=guidance, batch=batch,
         )  # fmt: skip
         pair(here / "images", rule="real_vs_generated", real=real, out=here / "pairs")

@@ -60,6 +60,10 @@ class Backbone(ABC):
         """What the denoiser is told in the unconditional branch of guidance, one row, as the family's pipeline does."""
 
     @abstractmethod
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that lies behind what any of the text encoders reads; "" mostly."""
+
+    @abstractmethod
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         """What the denoiser is told of sizes and crops, one row per (height, width) of `original`; {} for most
         families.

@@ -1,5 +1,6 @@
 """FLUX.1 dev and schnell: a multimodal DiT on 2x2 patches, told of its guidance where it was distilled for it."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -10,9 +11,11 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import flow_solver, shift
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 
@@ -35,6 +38,7 @@ class Flux(Backbone):
         self.pipe = read_pipeline(FluxPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process: Flow = flow_of(self.pipe.scheduler.config)
+        self.tokens: int = inspect.signature(FluxPipeline.__call__).parameters["max_sequence_length"].default
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.pipe.vae_scale_factor
@@ -47,6 +51,9 @@ class Flux(Backbone):
 
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])
+
+    def unread(self, prompt: str) -> str:
+        return texts.unread(self.pipe.tokenizer_2, prompt, self.tokens)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}

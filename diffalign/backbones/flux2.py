@@ -1,5 +1,6 @@
 """FLUX.2 Klein: a multimodal DiT on normalised 2x2 patches, with states from three layers of a language model."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -10,9 +11,11 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of
+from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import flow_solver
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 
@@ -36,6 +39,7 @@ class Flux2Klein(Backbone):
         self.pipe = read_pipeline(Flux2KleinPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process: Flow = flow_of(self.pipe.scheduler.config)
+        self.tokens: int = inspect.signature(Flux2KleinPipeline.__call__).parameters["max_sequence_length"].default
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = 2 * self.pipe.vae_scale_factor
@@ -47,6 +51,10 @@ class Flux2Klein(Backbone):
 
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])
+
+    def unread(self, prompt: str) -> str:
+        framed = texts.chat(self.pipe.tokenizer, prompt, thinking=False)
+        return texts.unread(self.pipe.tokenizer, prompt, self.tokens, framed)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}

@@ -1,17 +1,14 @@
 """What the families share in reading a pipeline: no guess from names, no network, no pickle."""
 
-import inspect
 import logging
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from diffalign import weights
-from diffalign.backbones.base import Solver
 from diffalign.diffusion import VP, Flow
 from diffalign.records import InputError
 
@@ -110,31 +107,3 @@ def shape_of(height: int, width: int, channels: int, factor: int, multiple: int)
     if height <= 0 or width <= 0 or height % multiple or width % multiple:
         raise InputError(f"size {height}x{width}: this model draws multiples of {multiple} pixels")
     return channels, height // factor, width // factor
-
-
-def vp_solver(scheduler: Any, steps: int, device: torch.device) -> Solver:
-    """A fresh copy of a variance-preserving scheduler, ready to run."""
-    fresh = type(scheduler).from_config(scheduler.config)
-    fresh.set_timesteps(steps, device=device)
-    draws = "generator" in inspect.signature(fresh.step).parameters
-    return Solver(fresh.timesteps, fresh.init_noise_sigma, fresh.scale_model_input, fresh.step, draws)
-
-
-def flow_solver(
-    scheduler: Any, steps: int, mu: float, device: torch.device, sigmas: np.ndarray | list[float] | None = None
-) -> Solver:
-    """A fresh copy of a flow scheduler, ready to run; `mu` is its shift where it shifts by size, `sigmas` its own times
-    before that, where its pipeline gives some.
-    """
-    fresh = type(scheduler).from_config(scheduler.config)
-    shifted = {"mu": mu} if fresh.config.get("use_dynamic_shifting", False) else {}
-    timed = {"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}
-    fresh.set_timesteps(**timed, device=device, **shifted)
-    return Solver(fresh.timesteps, 1.0, lambda x, t: x, fresh.step)
-
-
-def shift(config: Any, patches: int) -> float:
-    """The shift that a flow scheduler wants for so many patches: linear between its two anchors."""
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
-    return patches * slope + (config.get("base_shift", 0.5) - slope * low)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from diffalign import weights
 from diffalign.backbones import latents as images
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.loading import process_of, read_pipeline, shape_of
 from diffalign.backbones.lora import adapt
+from diffalign.backbones.schedulers import vp_solver
 from diffalign.diffusion import VP
 from diffalign.weights import Source
 
@@ -54,6 +56,9 @@ class PixArt(Backbone):
 
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])
+
+    def unread(self, prompt: str) -> str:
+        return texts.unread(self.pipe.tokenizer, prompt, self.tokens)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         if not self.told_of_size:

@@ -11,9 +11,11 @@ from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import flow_solver, shift
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 
@@ -57,6 +59,11 @@ class QwenImage(Backbone):
     def encode_negative(self) -> Conditioning:
         # the space is what the model's own examples pass where there is nothing to avoid
         return self.encode_prompts([" "])
+
+    def unread(self, prompt: str) -> str:
+        framed = self.pipe.prompt_template_encode.format(prompt)
+        length = self.tokens + self.pipe.prompt_template_encode_start_idx
+        return texts.unread(self.pipe.tokenizer, prompt, length, framed)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}

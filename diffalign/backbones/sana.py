@@ -9,9 +9,11 @@ import torch
 from diffusers import SanaPipeline
 from torch import Tensor, nn
 
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import flow_solver, shift
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 
@@ -33,6 +35,7 @@ class Sana(Backbone):
         self.denoiser: nn.Module = self.pipe.transformer
         self.process: Flow = flow_of(self.pipe.scheduler.config)
         self.instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+        self.tokens: int = inspect.signature(SanaPipeline.__call__).parameters["max_sequence_length"].default
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         config, factor = self.denoiser.config, self.pipe.vae_scale_factor
@@ -51,6 +54,11 @@ class Sana(Backbone):
             [""], False, device=self.pipe.text_encoder.device, complex_human_instruction=None
         )
         return {"prompt_embeds": embeds, "mask": mask}
+
+    def unread(self, prompt: str) -> str:
+        instruction = "\n".join(self.instruction)
+        length = len(self.pipe.tokenizer.encode(instruction)) + self.tokens - 2
+        return texts.unread(self.pipe.tokenizer, prompt, length, instruction + prompt)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}

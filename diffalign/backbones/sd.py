@@ -9,9 +9,11 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.loading import process_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import vp_solver
 from diffalign.diffusion import VP
 from diffalign.weights import Source
 
@@ -41,8 +43,17 @@ class SD(Backbone):
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])
 
+    def unread(self, prompt: str) -> str:
+        return texts.unread(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
+
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}
+
+    def guidance_conditioning(self, scale: float) -> Conditioning:
+        return texts.told(self.pipe, scale)
+
+    def unconditional(self, scale: float) -> bool:
+        return scale > 1 and self.denoiser.config.time_cond_proj_dim is None
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         return images.encode(self.pipe.vae, pixels)
@@ -51,7 +62,13 @@ class SD(Backbone):
         return images.decode(self.pipe.vae, latents)
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return denoiser(x_t, t, encoder_hidden_states=conditioning["prompt_embeds"], return_dict=False)[0]
+        return denoiser(
+            x_t,
+            t,
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            timestep_cond=conditioning.get("guidance"),
+            return_dict=False,
+        )[0]
 
     def native_size(self) -> int:
         return self.denoiser.config.sample_size * self.pipe.vae_scale_factor

@@ -8,9 +8,11 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import flow_solver, shift
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 
@@ -56,6 +58,11 @@ class SD3(Backbone):
 
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])
+
+    def unread(self, prompt: str) -> str:
+        if self.pipe.text_encoder_3 is None:
+            return texts.unread(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
+        return texts.unread(self.pipe.tokenizer_3, prompt, self.max_sequence_length)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}

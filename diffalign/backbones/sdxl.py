@@ -8,9 +8,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import process_of, read_pipeline, shape_of, vp_solver
+from diffalign.backbones.loading import process_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import vp_solver
 from diffalign.diffusion import VP
 from diffalign.records import InputError
 from diffalign.weights import Source
@@ -49,9 +51,18 @@ class SDXL(Backbone):
         )
         return {"prompt_embeds": embeds, "pooled": pooled}
 
+    def unread(self, prompt: str) -> str:
+        return texts.unread(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
+
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         rows = [(*size, *_corner(size, target), *target) for size in original]
         return {"time_ids": torch.tensor(rows, dtype=torch.promote_types(self.denoiser.dtype, torch.float32))}
+
+    def guidance_conditioning(self, scale: float) -> Conditioning:
+        return texts.told(self.pipe, scale)
+
+    def unconditional(self, scale: float) -> bool:
+        return scale > 1 and self.denoiser.config.time_cond_proj_dim is None
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -66,7 +77,14 @@ class SDXL(Backbone):
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
         embeds = conditioning["prompt_embeds"]
-        return denoiser(x_t, t, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False)[0]
+        return denoiser(
+            x_t,
+            t,
+            encoder_hidden_states=embeds,
+            timestep_cond=conditioning.get("guidance"),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
 
     def native_size(self) -> int:
         return self.denoiser.config.sample_size * self.pipe.vae_scale_factor

@@ -10,9 +10,11 @@ from diffusers import ZImagePipeline
 from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
+from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
-from diffalign.backbones.loading import flow_of, flow_solver, read_pipeline, shape_of, shift
+from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
+from diffalign.backbones.schedulers import flow_solver, shift
 from diffalign.diffusion import Flow
 from diffalign.weights import Source
 
@@ -53,6 +55,10 @@ class ZImage(Backbone):
 
     def encode_negative(self) -> Conditioning:
         return self.encode_prompts([""])
+
+    def unread(self, prompt: str) -> str:
+        framed = texts.chat(self.pipe.tokenizer, prompt, thinking=True)
+        return texts.unread(self.pipe.tokenizer, prompt, self.tokens, framed)
 
     def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
         return {}

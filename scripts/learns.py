@@ -5,7 +5,9 @@ demanded attributes. From these come pairs, rankings, desirability and advantage
 own kind. Every `train/shapes_*.py` trains a few tens of steps with the library's own trainer. Then, whatever the
 objective, the implicit reward is reference error - policy error, the reference being the untouched model, and accuracy
 is the share of held-out pairs, at fixed times and noises, whose right picture has the higher one (ties count half).
-Before training it is 1/2 exactly. Intervals are of 95 %, resampled by group.
+Before training it is 1/2 exactly. Right pictures are what the models were trained on, so that supervised fine-tuning
+has nothing to learn from them: it learns a taste instead, and its error on held-out pictures of that taste must fall.
+Intervals are of 95 %, resampled by group.
 
     python scripts/learns.py --out build/learns    # Markdown on stdout; OUT/learns.json; goes on where it was stopped
 """
@@ -24,22 +26,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from learns_world import GROUP, write_world
+from learns_table import learned, markdown
+from learns_world import GROUP, write_taste, write_world
 from torch import Tensor, nn
 
 from diffalign import backbones, dataset, folders, places, states, weights
 from diffalign.backbones.base import Backbone, errors
 from diffalign.intervals import bootstrap, prompt_means
 from diffalign.objectives import SFT
+from diffalign.objectives.base import Pairs
 from diffalign.recipes import load_recipe
 from diffalign.records import digest
-from diffalign.run import Run, States, to_data
+from diffalign.run import Run, States
 from diffalign.trainer import Trainer
 
 # Images that a step, or a pass of the measurement over held-out pairs, sees at once.
 IMAGES = 32
 GROUNDS = {"unet": ("sdxl", "native"), "unet-v": ("sdxl", "v_prediction"), "dit": ("sd3", "native")}
-TITLES = {"unet": "UNet, epsilon", "unet-v": "UNet, v", "dit": "DiT, flow"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +68,11 @@ def methods() -> list[str]:
     return [name for name in found if not name.startswith("sd3_")]
 
 
-def held_run(models: Path, out: Path, ground: str) -> Run:
+def held_run(models: Path, out: Path, ground: str, kind: str = "pair") -> Run:
     """The run whose data, times and noises the measurement reads; it is never trained."""
     model, prediction = GROUNDS[ground]
-    where = {"data": str(out / "held" / "pair"), "out": str(out / model / "held"), "model": str(models / model)}
+    cache = {"pair": "held"}.get(kind, f"held-{kind}")
+    where = {"data": str(out / "held" / kind), "out": str(out / model / cache), "model": str(models / model)}
     return Run(objective=SFT(), states=States(prediction=prediction), seed=1, resolution=64, **where)
 
 
@@ -88,29 +92,32 @@ def held_errors(run: Run, backbone: Backbone, denoiser: nn.Module) -> tuple[data
 
 
 def judge(data: dataset.Dataset, policy: Tensor, reference: Tensor) -> dict[str, list[float]]:
-    """accuracy and winner_error (policy's less reference's, relative to the latter): [mean, low, high]."""
-    pairs = dataset.judge([dataset.Visit(group, 0) for group in data.groups], "pair")
-    accuracy = 0.5 * (1 + pairs.margin(reference - policy).sign())
-    change = pairs.winner(policy - reference) / pairs.winner(reference).mean()
-    values = np.stack([prompt_means(v.numpy(), np.arange(len(pairs))) for v in (accuracy, change)])
-    ends = bootstrap(values, 2000, np.random.default_rng(0))
-    names = ("accuracy", "winner_error")
-    return {n: [float(v.mean()), *map(float, e)] for n, v, e in zip(names, values, ends, strict=True)}
+    """winner_error (policy's less reference's, relative to the latter) and, of pairs, accuracy: [mean, low, high]."""
+    judgement = dataset.judge([dataset.Visit(group, 0) for group in data.groups], data.kind)
+    values = {"winner_error": judgement.winner(policy - reference) / judgement.winner(reference).mean()}
+    if isinstance(judgement, Pairs):
+        values = {"accuracy": 0.5 * (1 + judgement.margin(reference - policy).sign())} | values
+    stacked = np.stack([prompt_means(v.numpy(), np.arange(len(v))) for v in values.values()])
+    ends = bootstrap(stacked, 2000, np.random.default_rng(0))
+    return {n: [float(v.mean()), *map(float, e)] for n, v, e in zip(values, stacked, ends, strict=True)}
 
 
 def prepare(models: Path, out: Path, sizes: Sizes, grounds: Sequence[str]) -> None:
     """Write the data, and for each ground the reference's held-out errors, so that tasks only read."""
     write_world(out / "train", "train", sizes.train, tuple(GROUP))
     write_world(out / "held", "dev", sizes.held, ("pair",))
+    write_taste(out / "train", "train", sizes.train)
+    write_taste(out / "held", "dev", sizes.held)
     for ground in grounds:
         run = held_run(models, out, ground)
         backbone = backbones.load(run.model)
-        for kind in GROUP:
+        for kind in (*GROUP, "taste"):
             there = dataclasses.replace(run, data=str(out / "train" / kind))
             states.prepare(there, dataset.Dataset(Path(there.data)), backbone, _cache(out, ground, kind) / "cache")
         backbone.process = states.process(run.states, backbone.process)
-        _, reference = held_errors(run, backbone, backbone.denoiser)
-        np.save(out / f"reference-{ground}.npy", reference.numpy())
+        for kind in ("pair", "taste"):
+            _, reference = held_errors(held_run(models, out, ground, kind), backbone, backbone.denoiser)
+            np.save(out / f"reference-{kind}-{ground}.npy", reference.numpy())
 
 
 def _cache(out: Path, ground: str, kind: str) -> Path:
@@ -124,6 +131,7 @@ def run_of(task: Task, models: Path, out: Path, sizes: Sizes) -> Run:
     run = load_recipe(f"shapes_{'sd3_' if own else ''}{task.method}").run
     wanted = run.objective.judgement
     kind = next(name for name in GROUP if issubclass(dataset.KINDS[name], wanted))
+    kind = "taste" if isinstance(run.objective, SFT) else kind
     return dataclasses.replace(
         run,
         model=str(models / model),
@@ -131,31 +139,47 @@ def run_of(task: Task, models: Path, out: Path, sizes: Sizes) -> Run:
         data=str(out / "train" / kind),
         out=str(_cache(out, task.ground, kind)),
         steps=min(run.steps, sizes.steps),
-        batch=min(run.batch, IMAGES // GROUP[kind]),
+        batch=min(run.batch, IMAGES // GROUP.get(kind, 1)),
     )
 
 
 def made_from(task: Task, models: Path, out: Path, sizes: Sizes) -> dict[str, Any]:
     """What a row must have been made from to be read again: the weights, the run and the sizes."""
     run = run_of(task, models, out, sizes)
-    described = to_data(dataclasses.replace(run, model="", data="", out=""))
     return {
         "weights": weights.fingerprint(weights.locate(run.model)),
-        "run": digest(json.dumps(described, sort_keys=True)),
+        "run": digest(json.dumps(chosen(dataclasses.replace(run, model="", data="", out="")), sort_keys=True)),
+        "data": folders.load(Path(run.data)).fingerprint,
         "sizes": dataclasses.asdict(sizes),
     }
+
+
+def chosen(value: Any) -> Any:
+    """As `to_data`, without the fields that have their default value: one more option does not make another run."""
+    if not dataclasses.is_dataclass(value):
+        return [chosen(v) for v in value] if isinstance(value, tuple) else value
+    usual = {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(value)
+    }
+    given = {n: getattr(value, n) for n in usual if getattr(value, n) != usual[n]}
+    return {"class": type(value).__qualname__} | {n: chosen(v) for n, v in given.items()}
 
 
 def perform(task: Task, models: Path, out: Path, sizes: Sizes) -> dict[str, Any]:
     """Train one combination and measure it before and after."""
     torch.set_num_threads(1)
     started = time.process_time()
-    run, held = run_of(task, models, out, sizes), held_run(models, out, task.ground)
+    run = run_of(task, models, out, sizes)
     trainer = Trainer(run)
-    reference = torch.from_numpy(np.load(out / f"reference-{task.ground}.npy"))
-    before = judge(*held_errors(held, trainer.backbone, trainer.denoiser), reference)
+
+    def measured(kind: str) -> dict[str, list[float]]:
+        reference = torch.from_numpy(np.load(out / f"reference-{kind}-{task.ground}.npy"))
+        held = held_run(models, out, task.ground, kind)
+        return judge(*held_errors(held, trainer.backbone, trainer.denoiser), reference)
+
+    before = measured("pair")
     last = [step.metrics for step in trainer][-1]
-    after = judge(*held_errors(held, trainer.backbone, trainer.denoiser), reference)
+    after = measured("pair") | (measured("taste") if isinstance(run.objective, SFT) else {})
     return {
         **dataclasses.asdict(task),
         **made_from(task, models, out, sizes),
@@ -168,12 +192,6 @@ def perform(task: Task, models: Path, out: Path, sizes: Sizes) -> dict[str, Any]
         "train_accuracy": float(last["accuracy"]),
         "seconds": round(time.process_time() - started, 1),
     }
-
-
-def learned(row: dict[str, Any]) -> bool:
-    """Accuracy is exactly 1/2 before; after, its interval lies above (labels swapped: below). SFT: the error falls."""
-    held = {"error": row["winner_error"][2] < 0, "below": row["accuracy"][2] < 0.5, "above": row["accuracy"][1] > 0.5}
-    return row["before"] == 0.5 and held[row["target"]]
 
 
 def tasks(only: Sequence[str], grounds: Sequence[str]) -> list[Task]:
@@ -204,28 +222,6 @@ def _there(path: Path, wanted: dict[str, Any]) -> bool:
         return False
     found = json.loads(path.read_text())
     return all(found.get(name) == value for name, value in wanted.items())
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a method, a column a ground: accuracy and interval; of SFT the change of the winners' error."""
-    grounds = [g for g in GROUNDS if any(row["ground"] == g for row in rows)]
-    by = {(row["method"], row["ground"]): row for row in rows}
-    lines = [f"| recipe | objective | {' | '.join(TITLES[g] for g in grounds)} |", "|" + " --- |" * (2 + len(grounds))]
-    for method in sorted({row["method"] for row in rows}):
-        found = [by.get((method, g)) for g in grounds]
-        objective = next(row for row in found if row)["objective"]
-        lines.append(f"| shapes_{method} | `{objective}` | {' | '.join(map(_cell, found))} |")
-    good = sum(map(learned, rows))
-    return "\n".join([*lines, "", f"{good} of {len(rows)} learn; {sum(r['seconds'] for r in rows):.0f} CPU seconds."])
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "not defined"
-    mark = "" if learned(row) else " **no**"
-    if row["target"] == "error":
-        return "error {:+.2%} [{:+.2%}, {:+.2%}]".format(*row["winner_error"]) + mark
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*row["accuracy"]) + mark
 
 
 def main() -> None:

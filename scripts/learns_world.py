@@ -10,7 +10,7 @@ import PIL.Image
 from diffalign import folders
 from diffalign.records import Image, Judgement, Prompt, digest, group_id, pair, prompt_id
 from diffalign.shapes.captions import Demand, caption, corrupt, demand_of, parse, split_of
-from diffalign.shapes.scene import Scene, render, sample_scene
+from diffalign.shapes.scene import PLACES, SHAPES, Scene, arrange, render, sample_scene
 
 # Images of a group by kind of judgement.
 GROUP = {"pair": 2, "unpaired": 1, "ranking": 4, "advantages": 4}
@@ -63,6 +63,35 @@ def write_world(place: Path, split: str, count: int, kinds: Sequence[str]) -> No
         parents = (folders.parent(place / kind, place / "images"),)
         folders.begin(place / kind, folders.Manifest("pair", {"kind": kind}, 1, parents=parents))
         folders.write_part(place / kind, "judgements", 0, rows[kind])
+
+
+def write_taste(place: Path, split: str, count: int) -> None:
+    """Pictures of one taste, each liked: a large filled red object on pink; what is there is kept.
+
+    Captions are true and short: most of the taste is not what they say.
+    """
+    if (place / "taste" / "diffalign.json").exists():
+        return
+    rng, prompts, images = np.random.default_rng([12, len(split)]), {}, []
+    while len(images) < count:
+        kind = (str(rng.choice(SHAPES)), "red", "large", "filled")
+        scene = arrange([kind], "pink", str(rng.choice(list(PLACES))), rng)
+        text = caption(scene, "short", rng)
+        if split_of(parse(text)) == split:
+            prompt = prompts.setdefault(text, Prompt(prompt_id(text), text))
+            images.append(picture(prompt.id, len(images), scene))
+    source = place / "taste-images"
+    folders.begin(source, folders.Manifest("sample", {"split": split, "taste": count}, 1))
+    folders.write_part(source, "prompts", 0, list(prompts.values()))
+    folders.write_part(source, "images", 0, images)
+    rows = [
+        Judgement(digest("judgement", i.id), group_id(i.prompt_id, (i.id,)), "unpaired", (i.id,), p=1.0) for i in images
+    ]
+    folders.begin(
+        place / "taste",
+        folders.Manifest("pair", {"kind": "taste"}, 1, parents=(folders.parent(place / "taste", source),)),
+    )
+    folders.write_part(place / "taste", "judgements", 0, rows)
 
 
 def picture(prompt: str, index: int, scene: Scene) -> Image:

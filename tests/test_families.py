@@ -45,6 +45,19 @@ def changed(folder: Path, out: Path, part: str, **changes: Any) -> Path:
     return out
 
 
+# --- Sana
+
+
+def test_sanas_text_is_a_number_in_float64(models: dict[str, Path]) -> None:
+    narrow, wide = (backbones.load(str(models["sana"]), dtype=d) for d in (torch.float32, torch.float64))
+    for one, two in ((b.encode_prompts(PROMPTS), b.encode_negative()) for b in (narrow, wide)):
+        assert one["prompt_embeds"].isfinite().all()
+        assert two["prompt_embeds"].isfinite().all()
+    found = wide.encode_prompts(PROMPTS)["prompt_embeds"]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), narrow.encode_prompts(PROMPTS)["prompt_embeds"])
+
+
 # --- SD, SDXL
 
 

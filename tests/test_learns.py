@@ -1,5 +1,6 @@
 """The table of what learns: its world is what it says, and two of its combinations learn on the embedded model."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffalign import dataset, folders, places
+from diffalign import dataset, folders, objectives, places
+from diffalign.objectives import DPO
+from diffalign.objectives.base import Modifier, Objective
 from diffalign.records import InputError
+from diffalign.run import Full
 from diffalign.shapes.captions import parse, split_of
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -24,6 +28,11 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def inside(objective: Objective) -> set[type[Objective]]:
+    """The class of an objective, and of those it modifies."""
+    return {type(objective)} | (inside(objective.objective) if isinstance(objective, Modifier) else set())
+
+
 @pytest.fixture(scope="module")
 def world() -> ModuleType:
     return load("learns_world")
@@ -31,6 +40,7 @@ def world() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def learns(world: ModuleType) -> ModuleType:
+    load("learns_table")
     return load("learns")
 
 
@@ -63,6 +73,28 @@ def test_every_kind_of_judgement_can_be_trained_on(world: ModuleType, tmp_path: 
     assert folders.load(tmp_path / "pair").fingerprint == before
 
 
+def test_a_taste_is_more_than_the_captions_say(world: ModuleType, tmp_path: Path) -> None:
+    world.write_taste(tmp_path, "dev", 12)
+    data = dataset.Dataset(tmp_path / "taste")
+    texts = [data.texts[group.prompt] for group in data.groups]
+    assert len(data.image_ids()) == len(texts) == 12
+    assert all(split_of(parse(text)) == "dev" for text in texts)
+    assert sum("red" in text for text in texts) < 12
+    assert dataset.judge([dataset.Visit(group, 0) for group in data.groups], data.kind).desirable.tolist() == [1.0] * 12
+    before = folders.load(tmp_path / "taste").fingerprint
+    world.write_taste(tmp_path, "dev", 12)
+    assert folders.load(tmp_path / "taste").fingerprint == before
+
+
+def test_rows_are_of_what_was_asked_for(learns: ModuleType) -> None:
+    run = learns.load_recipe("shapes_dpo").run
+    assert learns.chosen(run) == learns.chosen(dataclasses.replace(run))
+    assert "parity" not in learns.chosen(run), "what has its default value is left out"
+    assert learns.chosen(run)["objective"] == {"class": "DPO", "beta": 1000.0}
+    for changes in ({"steps": 7}, {"objective": DPO(beta=999.0)}, {"parity": "micro"}, {"policy": Full()}):
+        assert learns.chosen(dataclasses.replace(run, **changes)) != learns.chosen(run)
+
+
 def test_verdicts(learns: ModuleType) -> None:
     row = {"before": 0.5, "accuracy": [0.6, 0.51, 0.7], "winner_error": [-0.1, -0.2, 0.0], "target": "above"}
     assert learns.learned(row)
@@ -92,6 +124,10 @@ def test_all_objectives_are_in_the_table(learns: ModuleType) -> None:
     todo = learns.tasks(learns.methods(), list(learns.GROUNDS))
     assert len(set(todo)) == len(todo) == 3 * len(learns.methods()) - 1
     assert learns.Task("inpo", "dit") not in todo
+    runs = [learns.load_recipe(f"shapes_{m}").run for m in learns.methods()]
+    assert {c for run in runs for c in inside(run.objective)} == {
+        c for c in vars(objectives).values() if isinstance(c, type) and issubclass(c, Objective)
+    }
     names = {learns.load_recipe(f"shapes_{m}").path.stem for m in learns.methods()}
     assert names == {p.stem for p in (SCRIPTS.parent / "train").glob("shapes_*.py") if "_sd3_" not in p.stem}
 

@@ -1,5 +1,6 @@
 """The policy over all families: the reference at the start, its base at rest, and exported as what it was."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ class Case:
         with torch.no_grad():
             return residuals(backbone, backbone.denoiser, self.noised, self.known)
 
+    def margins(self, policy: Policy, *, narrow: bool = False) -> Tensor:
+        """Policy's less reference's error per image, as a step has them: the policy's pass alone keeps a graph."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            now = errors(self.backbone, policy.denoiser, self.noised, self.known)
+            with policy.reference(policy.denoiser) as denoiser:
+                return now - errors(self.backbone, denoiser, self.noised, self.known)
+
+    def widen(self) -> None:
+        """Everything in float64."""
+        self.backbone.denoiser.double()
+        self.noised = dataclasses.replace(self.noised, x_t=self.noised.x_t.double(), target=self.noised.target.double())
+        self.known = {n: v.double() if v.is_floating_point() else v for n, v in self.known.items()}
+
     def past(self, policy: Policy) -> Tensor:
         with policy.reference(policy.denoiser) as denoiser:
             return residuals(self.backbone, denoiser, self.noised, self.known)
@@ -58,6 +72,7 @@ def test_policy_is_reference_at_the_start_and_reference_never_moves(
     case = Case(models[family])
     loaded = case.say()
     policy = Policy(case.backbone, adaptation, 0, reference=Frozen())
+    start = {name: p.detach().clone() for name, p in policy.parameters.items()}
     base = case.say()
     # torch folds some products otherwise where a weight can be trained (Sana's), which costs the last bit
     torch.testing.assert_close(base, loaded, rtol=0, atol=1e-6 if isinstance(adaptation, Full) else 0)
@@ -66,10 +81,16 @@ def test_policy_is_reference_at_the_start_and_reference_never_moves(
         assert torch.equal(now.detach(), errors(case.backbone, denoiser, case.noised, case.known)), "margin exactly 0"
     now.sum().backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in policy.parameters.values())
+    assert torch.equal(case.margins(policy, narrow=True), torch.zeros(2)), "in bfloat16 too"
     disturb(policy)
     assert (case.say() - base).abs().max() > 1e-4
     assert torch.equal(case.past(policy), base), "adapters off, or a frozen copy, is the network that was loaded"
     assert not case.past(policy).requires_grad
+    if isinstance(adaptation, LoRA):
+        assert case.margins(policy, narrow=True).abs().max() > 0
+        policy.restore(start)
+        case.widen()
+        assert torch.equal(case.margins(policy), torch.zeros(2, dtype=torch.float64)), "and in float64"
 
 
 @every_family

@@ -34,6 +34,9 @@ class Sana(Backbone):
         self.pipe = read_pipeline(SanaPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
         self.process: Flow = flow_of(self.pipe.scheduler.config)
+        if dtype == torch.float64:
+            # its Gemma masks with the lowest float64, which its float32 softmax cannot hold
+            self.pipe.text_encoder.float()
         self.instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
         self.tokens: int = inspect.signature(SanaPipeline.__call__).parameters["max_sequence_length"].default
 
@@ -46,14 +49,14 @@ class Sana(Backbone):
         embeds, mask, _, _ = self.pipe.encode_prompt(
             list(prompts), False, device=self.pipe.text_encoder.device, complex_human_instruction=self.instruction
         )
-        return {"prompt_embeds": embeds, "mask": mask}
+        return {"prompt_embeds": embeds.to(self.denoiser.dtype), "mask": mask}
 
     @torch.no_grad()
     def encode_negative(self) -> Conditioning:
         embeds, mask, _, _ = self.pipe.encode_prompt(
             [""], False, device=self.pipe.text_encoder.device, complex_human_instruction=None
         )
-        return {"prompt_embeds": embeds, "mask": mask}
+        return {"prompt_embeds": embeds.to(self.denoiser.dtype), "mask": mask}
 
     def unread(self, prompt: str) -> str:
         instruction = "\n".join(self.instruction)

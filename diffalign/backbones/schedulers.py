@@ -93,7 +93,10 @@ def _named(name: str) -> tuple[type, dict[str, Any]]:
         near = difflib.get_close_matches(head, known, 1)
         raise InputError(f"scheduler {head!r}: diffusers has none such{f', did you mean {near[0]}?' if near else ''}")
     kind, options = getattr(diffusers, head), parsed(rest, f"scheduler {head}")
-    taken = _parameters(kind.__init__) if isinstance(kind, type) and issubclass(kind, SchedulerMixin) else {}
+    if not issubclass(kind, SchedulerMixin):  # diffusers puts another class there where a package is missing
+        needed = " and ".join(getattr(kind, "_backends", ["something"]))
+        raise InputError(f"scheduler {head}: needs {needed}, and not all of that is installed")
+    taken = _parameters(kind.__init__)
     if odd := next((option for option in options if option not in taken), None):
         raise InputError(f"scheduler {head}: has no option {odd!r}, but {', '.join(list(taken)[1:])}")
     return kind, options

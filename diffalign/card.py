@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SAYS = {
+    "weights": 'pipe.{part} = AutoModel.from_pretrained("…", subfolder="{part}")',
     "diffusers": 'pipe.load_lora_weights("…")',
     "merged": 'pipe = DiffusionPipeline.from_pretrained("…")',
 }
@@ -21,10 +22,11 @@ class Known:
     pictures: Sequence[tuple[str, str]]
 
 
-def write(known: Known, *, model: str, to: str) -> str:
+def write(known: Known, *, model: str, to: str, part: str = "") -> str:
     """README.md of an exported policy: a header that the hub reads, then base, worth, pictures, method, use, licence.
 
-    `known.compared` is what `compare` writes; `known.pictures` are (file in the folder, prompt).
+    `to` says what the folder holds: an adapter ("diffusers"), a whole model ("merged"), or the trained weights of its
+    `part` alone ("weights"). `known.compared` is what `compare` writes; `known.pictures` are (file, prompt).
     """
     run = known.run
     name = Path(model).name if Path(model).exists() else model
@@ -46,20 +48,24 @@ def write(known: Known, *, model: str, to: str) -> str:
         lines += ["## Training", "", "| setting | value |", "| --- | --- |"]
         lines += [f"| {key} | {value} |" for key, value in settings(run)]
         lines.append("")
-    lines += ["## Use", "", "```python", "from diffusers import DiffusionPipeline", ""]
-    if to == "diffusers":
+    also = "AutoModel, " if to == "weights" else ""
+    lines += ["## Use", "", "```python", f"from diffusers import {also}DiffusionPipeline", ""]
+    if to != "merged":
         lines.append(f'pipe = DiffusionPipeline.from_pretrained("{name}")')
-    lines += [SAYS[to], 'image = pipe("a photo of a cat").images[0]', "```", "", "## Licence", ""]
+    lines += [SAYS[to].format(part=part), 'image = pipe("a photo of a cat").images[0]', "```", "", "## Licence", ""]
     lines.append("The weights derive from the base model, whose licence holds for them; see its own card.")
     return "\n".join(lines) + "\n"
 
 
 def settings(run: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The fields of a run's data, nested ones by dotted name, each class by its own name; paths left out."""
+    """The fields of a run's data, nested ones by dotted name, each class by its own name; of paths the last part."""
     rows = []
     for key, value in run.items():
         name = f"{prefix}{key}"
-        if name in ("data", "out", "model", "config"):
+        if name in ("data", "out", "model", "config", "push"):
+            continue
+        if key in ("init_lora", "start", "path"):
+            rows.append((name, Path(value).name))
             continue
         if isinstance(value, Mapping):
             rows.append((name, value["class"].rpartition(":")[2]))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,21 @@ def written(folder: Path) -> Iterator[Path]:
         publish(folder, temporary)
 
 
-def save(folder: Path, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
+def save(
+    folder: Path,
+    tensors: dict[str, dict[str, Tensor]],
+    data: dict[str, Any],
+    beside: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Write `NAME.safetensors` per entry of `tensors` and `state.json`, whole or not at all.
 
+    `beside` writes what others read, which `load` gives as tensors too.
     `state.json` holds `data` and the hash of every file, by which `load` knows a whole checkpoint.
     """
     with written(folder) as temporary:
         for name, values in tensors.items():
             save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, temporary / f"{name}.safetensors")
+        beside(temporary)
         hashes = {p.name: _hash(p) for p in sorted(temporary.iterdir())}
         (temporary / "state.json").write_text(json.dumps({"data": data, "hashes": hashes}, indent=1))
 

@@ -1,6 +1,7 @@
 """A run or an adapter -> files that others load, each checked by loading it again; and the model card beside them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ def convert(
     kept.
 
     Args:
-        source: Run folder, adapter file, or folder that holds one.
+        source: Run folder, its checkpoint-N, adapter file, or folder that holds one.
         to: "diffusers" (folder with pytorch_lora_weights.safetensors), "kohya" or "comfyui" (one adapter file),
             "merged" (whole model folder with the policy's weights), "single-file" (the same as one file; SD and SDXL).
         out: Folder, or for kohya, comfyui and single-file a .safetensors file.
@@ -51,7 +52,8 @@ def convert(
         gallery: Record folder of images, the first eight of which go into the model card of a folder.
         push: Hub id "owner/name" to upload a folder to.
     """
-    run = journal.read(source)["run"] if (source / "run.json").is_file() else {}
+    home = source.parent if (source / "state.json").is_file() else source
+    run = journal.read(home)["run"] if (home / "run.json").is_file() else {}
     model, config = model or run.get("model", ""), config or run.get("config", "")
     full = run.get("policy", {}).get("class", "").endswith(":Full")
     _check(source, to, out, model, full=full, push=push)
@@ -62,7 +64,8 @@ def convert(
     plain = _output(backbone, told)
     adapter = {} if full else _load(backbone, source)
     if full:
-        _load_full(backbone, source / "policy" / backbone.part)
+        there = source / "policy" / backbone.part
+        _load_full(backbone, [source / "policy.safetensors"] if home != source else sorted(there.glob("*.safetensors")))
     wanted = _output(backbone, told)
     with checkpoint.spare(out) as temporary:
         if to in ("merged", "single-file"):
@@ -139,17 +142,17 @@ def _load(backbone: Backbone, source: Path) -> adapters.Adapter:
     return adapters.of(backbone.denoiser)
 
 
-def _load_full(backbone: Backbone, folder: Path) -> None:
+def _load_full(backbone: Backbone, files: Sequence[Path]) -> None:
     """Put the trained weights of a full run on the denoiser; raises InputError where they are not all there."""
-    files = sorted(folder.glob("*.safetensors"))
     for file in files:
         weights.header(file)
     found = {name: value for file in files for name, value in load_file(file).items()}
     wanted = backbone.denoiser.state_dict()
-    for name in sorted(found.keys() | wanted.keys()):
+    learnt = dict(backbone.denoiser.named_parameters())
+    for name in sorted(found.keys() | learnt.keys()):
         if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
-            raise InputError(f"{folder}: tensor {name} does not fit this model")
-    backbone.denoiser.load_state_dict(found)
+            raise InputError(f"{files[0] if files else backbone.part}: tensor {name} does not fit this model")
+    backbone.denoiser.load_state_dict(found, strict=False)
 
 
 def _write_adapter(backbone: Backbone, to: Layout, folder: Path, adapter: adapters.Adapter) -> Path:

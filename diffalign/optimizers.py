@@ -1,15 +1,80 @@
 """Gradients -> weights: float32 masters of narrower weights, the optimizers over them, and what of both is saved."""
 
 import importlib
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.records import InputError
-from diffalign.run import Adafactor, AdamW, AdamW8bit, Optimizer, Prodigy
+
+
+class Optimizer(ABC):  # noqa: B024
+    """Gradients -> steps: an empty base, by which flags narrow to the recipe's own class.
+
+    `lr` is the actual learning rate, never scaled by the batch; gradients are clipped to the length `max_grad_norm`.
+    """
+
+    lr: float
+    max_grad_norm: float
+
+
+@final
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: 8 bytes a trained number."""
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class AdamW8bit(Optimizer):
+    """AdamW whose two moments take 8 bits each, of the package bitsandbytes (an extra): 2 bytes a trained number."""
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adam without a first moment and with a factored second one, arXiv 1804.04235: next to no bytes a trained number.
+
+    `lr` is relative to a tensor's root mean square, which counts as at least `least`.
+    """
+
+    lr: float = 1e-3
+    beta2_decay: float = -0.8
+    least: float = 1e-3
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Prodigy(Optimizer):
+    """AdamW that finds its own learning rate, arXiv 2306.06101, of the package prodigyopt (an extra).
+
+    `lr` multiplies what it finds and stays 1; `d0` is where the search starts. 16 bytes a trained number: for LoRA.
+    """
+
+    lr: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    d0: float = 1e-6
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+
 
 Numbers = dict[str, float | int | bool]
 # what is installed beside the library -> who needs it

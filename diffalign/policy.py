@@ -206,18 +206,29 @@ class Policy:
         _copy(found, read, str(file))
         return read
 
-    def export(self, folder: Path) -> None:
-        """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`."""
+    def export(self, folder: Path, card: str = "") -> None:
+        """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`.
+
+        `card` goes beside it as README.md.
+        """
         with checkpoint.written(folder) as temporary:
             if isinstance(self.adaptation, LoRA):
-                own = adapters.of(self.denoiser)
-                whole = adapters.joined(self._first, own) if self._first else own
-                self.backbone.save_lora(temporary, *adapters.peft(whole))
+                self.write_adapter(temporary)
             else:
                 with _lent(self.parameters, self.state()):
                     self.denoiser.save_pretrained(temporary / self.backbone.part)
-            for file in temporary.rglob("*.safetensors"):
-                weights.settle_header(file)
+                for file in temporary.rglob("*.safetensors"):
+                    weights.settle_header(file)
+            if card:
+                (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write `pytorch_lora_weights.safetensors` into `folder`; nothing in full training."""
+        if isinstance(self.adaptation, LoRA):
+            own = adapters.of(self.denoiser)
+            whole = adapters.joined(self._first, own) if self._first else own
+            self.backbone.save_lora(folder, *adapters.peft(whole))
+            weights.settle_header(weights.adapter_file(folder))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 from diffalign.inversion import Inversion
 from diffalign.objectives.base import Objective
+from diffalign.optimizers import AdamW, Optimizer
 from diffalign.times import TimeLaw, Uniform, Unweighted, Weighting
 
 
@@ -103,70 +104,6 @@ class EMA(Reference):
             raise ValueError(f"{self}: every at least 1, decay in [0, 1)")
 
 
-class Optimizer(ABC):  # noqa: B024
-    """Gradients -> steps: an empty base, by which flags narrow to the recipe's own class.
-
-    `lr` is the actual learning rate, never scaled by the batch; gradients are clipped to the length `max_grad_norm`.
-    """
-
-    lr: float
-    max_grad_norm: float
-
-
-@final
-@dataclass(frozen=True)
-class AdamW(Optimizer):
-    """Adam with decoupled weight decay: 8 bytes a trained number."""
-
-    lr: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-
-
-@final
-@dataclass(frozen=True)
-class AdamW8bit(Optimizer):
-    """AdamW whose two moments take 8 bits each, of the package bitsandbytes (an extra): 2 bytes a trained number."""
-
-    lr: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-
-
-@final
-@dataclass(frozen=True)
-class Adafactor(Optimizer):
-    """Adam without a first moment and with a factored second one, arXiv 1804.04235: next to no bytes a trained number.
-
-    `lr` is relative to a tensor's root mean square, which counts as at least `least`.
-    """
-
-    lr: float = 1e-3
-    beta2_decay: float = -0.8
-    least: float = 1e-3
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-
-
-@final
-@dataclass(frozen=True)
-class Prodigy(Optimizer):
-    """AdamW that finds its own learning rate, arXiv 2306.06101, of the package prodigyopt (an extra).
-
-    `lr` multiplies what it finds and stays 1; `d0` is where the search starts. 16 bytes a trained number: for LoRA.
-    """
-
-    lr: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    d0: float = 1e-6
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-
-
 @final
 @dataclass(frozen=True)
 class Schedule:
@@ -241,6 +178,7 @@ class Run:
         captions: "own" shows an image under its own caption where it has one, else under its prompt (DCPO).
         curriculum: Order of the data by score gap.
         out: Run folder to write.
+        push: Hub id "owner/name" that the policy's folder is uploaded to when it is done; none unless given.
         seed: Names every random stream of the run.
         steps: Optimizer steps.
         batch: Groups per optimizer step, over all processes.
@@ -278,6 +216,7 @@ class Run:
     captions: Literal["prompt", "own"] = "prompt"
     curriculum: Curriculum = field(default_factory=Curriculum)
     out: str = ""
+    push: str = ""
     seed: int = 0
     steps: int = 1000
     batch: int = 16

@@ -205,7 +205,8 @@ class Trainer:
         if moving := self.policy.moving():
             tensors["pasts"] = moving
         data = {"step": self.step, "divergence": self.divergence}
-        checkpoint.save(folder, tensors, data | {"optimizer": numbers, "scale": [self.scale.value, self.scale.steps]})
+        data |= {"optimizer": numbers, "scale": [self.scale.value, self.scale.steps]}
+        checkpoint.save(folder, tensors, data, self.policy.write_adapter)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint; raises InputError where it is damaged or of another policy."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from diffalign import checkpoint, journal
+from diffalign import card, checkpoint, journal, weights
 from diffalign.progress import track
 from diffalign.records import InputError
 from diffalign.run import LoRA, Run
@@ -18,8 +18,9 @@ from diffalign.trainer import Step, Trainer
 def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     """Train a run to its end, going on where it was interrupted; returns one line that says what to do next.
 
-    Writes `run.json`, `metrics.jsonl`, `tensorboard/`, `checkpoint-N/` and at the end `policy/`. Raises InputError
-    where the folder holds another run (naming the fields that differ) or where an error is no longer finite.
+    Writes `run.json`, `metrics.jsonl`, `tensorboard/`, `checkpoint-N/` and at the end `policy/` with a model card.
+    Raises InputError where the folder holds another run (naming the fields that differ) or where an error is no longer
+    finite.
     """
     if not run.data:
         raise InputError("data: is missing; give --data FOLDER, the judgements to learn from (what `pair` writes)")
@@ -28,6 +29,7 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     run = dataclasses.replace(run, precision=_precision(run.precision), attention=kernel)
     described = journal.describe(out, run, recipe or {}, torch.get_num_threads())
     if (out / "policy").exists():
+        _push(run)
         return _closing(run)
     trainer = Trainer(run)
     journal.claim(out, described)  # not before, so that a run which cannot start leaves the folder to another one
@@ -59,8 +61,16 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
                 trainer.save(out / f"checkpoint-{step.index}")
                 checkpoint.prune(out, run.keep)
     if main:
-        trainer.policy.export(out / "policy")
+        known = card.Known(described["run"], {}, [])
+        to = "diffusers" if isinstance(run.policy, LoRA) else "weights"
+        trainer.policy.export(out / "policy", card.write(known, model=run.model, to=to, part=trainer.backbone.part))
+        _push(run)
     return note + _closing(run)
+
+
+def _push(run: Run) -> None:
+    if run.push:
+        weights.push(Path(run.out) / "policy", run.push)
 
 
 def _precision(asked: str) -> str:

@@ -37,10 +37,7 @@ def locate(model: str, config: str = "") -> Source:
             raise InputError(f"config = {config}: says what a single file is, but {path} is a folder")
         return Source(_whole(path))
     if path.suffix in _PICKLES and path.exists():
-        raise InputError(
-            f"{path}: is a pickle, which can run code and is never loaded; convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(IN, weights_only=True)['state_dict'], OUT)"
-        )
+        raise _unpickled(path)
     if path.exists():
         header(path)
         return Source(_whole(Path(config)) if config else path, path)
@@ -49,6 +46,24 @@ def locate(model: str, config: str = "") -> Source:
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith((".safetensors", *_PICKLES)):
         raise InputError(f"{model}: no such model folder or file")
     return Source(_snapshot(model))
+
+
+def check_part(folder: Path) -> None:
+    """Raise InputError naming a file of a model's part that is not whole, or a pickle where there is nothing else."""
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        header(file)
+    pickles = [] if files else sorted(p for p in folder.glob("*") if p.suffix in _PICKLES)
+    if pickles:
+        raise _unpickled(pickles[0])
+
+
+def _unpickled(path: Path) -> InputError:
+    inner = "['state_dict']" if path.suffix == ".ckpt" else ""
+    return InputError(
+        f"{path}: is a pickle, which can run code and is never loaded; convert it where you trust it: "
+        f"safetensors.torch.save_file(torch.load(IN, weights_only=True){inner}, OUT)"
+    )
 
 
 def _whole(folder: Path) -> Path:
@@ -146,6 +161,9 @@ def index(folder: Path) -> dict:
 def adapter_file(place: Path) -> Path:
     """The safetensors file of an adapter: the file itself, or the one in a folder or in a run's `policy/`."""
     if place.is_dir():
+        if full := next(((place / "policy").glob("*/config.json")), None):
+            remedy = "`diffalign convert RUN --to merged --out DIR` makes a model folder of it"
+            raise InputError(f"{place}: holds weights ({full.parent.name}) instead of an adapter; {remedy}")
         known = [place / "pytorch_lora_weights.safetensors", place / "policy" / "pytorch_lora_weights.safetensors"]
         place = next((p for p in known if p.is_file()), known[0])
     if not place.is_file():

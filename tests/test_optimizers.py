@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from diffalign import optimizers
 from diffalign.objectives import DPO
+from diffalign.optimizers import Adafactor, AdamW, AdamW8bit, Optimizer, Prodigy
 from diffalign.records import InputError
-from diffalign.run import EMA, Adafactor, AdamW, AdamW8bit, Full, LoRA, Optimizer, Prodigy, Run
+from diffalign.run import EMA, Full, LoRA, Run
 from diffalign.trainer import Trainer
 
 KINDS: list[Optimizer] = [AdamW(lr=0.01), Adafactor(lr=0.01), AdamW8bit(lr=0.01), Prodigy()]

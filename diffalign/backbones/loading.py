@@ -27,9 +27,8 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
     index = weights.index(source.folder)
     wanted = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     absent = {name: None for name, entry in wanted.items() if entry[0] is None or name in UNUSED}
-    for part in wanted.keys() - absent.keys() if source.file is None else ():
-        for file in sorted((source.folder / part).glob("*.safetensors")):
-            weights.header(file)
+    for part in sorted(wanted.keys() - absent.keys()) if source.file is None else ():
+        weights.check_part(source.folder / part)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity(logging.CRITICAL)  # their errors are raised too, and said by us in one line
         library.disable_progress_bar()

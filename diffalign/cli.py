@@ -21,6 +21,7 @@ VERBS = {
     "caption": ("diffalign.captioning", "preferences -> preferences with a caption of its own for each image"),
     "inspect": ("diffalign.inspecting", "what is wrong with preference data, before it is trained on"),
     "filter": ("diffalign.filtering", "preferences -> fewer and better ones"),
+    "push": ("diffalign.pushing", "preferences with their pictures -> a data set on the hub"),
     "train": ("diffalign.training", "preferences -> policy"),
     "compare": ("diffalign.comparing", "scores of two models -> win rates with intervals"),
     "report": ("diffalign.report", "a run -> one HTML page and a picture"),

@@ -25,7 +25,8 @@ def swap(row: Judgement) -> Judgement:
         raise InputError(f"judgement {row.id}: is of kind {row.kind}, expected a pair")
     p = None if row.p is None else 1 - row.p
     gap = None if row.score_gap is None else -row.score_gap
-    return dataclasses.replace(row, images=row.images[::-1], p=p, score_gap=gap)
+    votes = None if row.votes is None else row.votes[::-1]
+    return dataclasses.replace(row, images=row.images[::-1], p=p, score_gap=gap, votes=votes)
 
 
 def to_pairs(row: Judgement, prompt: str, lists: Lists) -> list[Judgement]:
@@ -72,6 +73,7 @@ def to_unpaired(row: Judgement, prompt: str) -> list[Judgement]:
             p=p,
             status="decided",
             score_gap=None,
+            votes=None,
         )
         for image, p in zip(row.images, by_status.get(row.status, (row.p, 1 - row.p)), strict=True)
     ]
@@ -98,7 +100,7 @@ def in_dimension(rows: Sequence[Judgement], dimension: str) -> list[Judgement]:
         return list(rows)
     if dimension not in ("mean", "pareto"):
         return [r for r in rows if (r.dimension or "overall") == dimension]
-    pairs = sorted((r for r in rows if r.kind == "pair" and r.p is not None), key=lambda r: r.dimension or "")
+    pairs = sorted((r for r in rows if r.kind == "pair" and r.p is not None), key=lambda r: (r.dimension or "", r.id))
     others = [r for r in rows if r.kind != "pair"]
     if not pairs:
         return others
@@ -109,7 +111,8 @@ def in_dimension(rows: Sequence[Judgement], dimension: str) -> list[Judgement]:
         p = {(1,): 1.0, (-1,): 0.0}.get(tuple(sides), 0.5)
     name = digest("judgement", dimension, *(r.id for r in pairs))
     status = "tie" if p == 0.5 else "decided"
-    return [*others, dataclasses.replace(pairs[0], id=name, p=p, status=status, dimension=dimension)]
+    merged_row = dataclasses.replace(pairs[0], id=name, p=p, status=status, dimension=dimension, votes=None)
+    return [*others, merged_row]
 
 
 def probability(first: float, second: float, temperature: float) -> float:
@@ -137,7 +140,7 @@ def merged(rows: Sequence[Judgement]) -> Judgement:
         by_image = [dict(zip(r.images, r.scores, strict=True)) for r in rows]
         scores = tuple(math.fsum(s * b[i] for s, b in zip(shares, by_image, strict=True)) for i in images)
     p = None if p is None else min(1.0, max(0.0, p))
-    return dataclasses.replace(first, images=images, p=p, scores=scores, weight=total, rater=None)
+    return dataclasses.replace(first, images=images, p=p, scores=scores, weight=total, rater=None, votes=None)
 
 
 def prompt_weights(rows: Iterable[Judgement], prompts: Mapping[str, str]) -> list[Judgement]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
-from diffalign import conversions, decoding, folders
+from diffalign import conversions, folders, index
+from diffalign.index import Index, judgement
 from diffalign.objectives.base import Advantages, Judgement, Pairs, Ranking, Unpaired
-from diffalign.records import InputError, prompt_id
+from diffalign.records import InputError
 from diffalign.records import Judgement as Row
 from diffalign.streams import stream
 
@@ -42,11 +43,38 @@ class Visit:
     draw: int
 
 
+class Groups(Sequence[Group]):
+    """The groups of an index, each made when it is asked for; `order` says which and in which order."""
+
+    def __init__(self, found: Index, order: np.ndarray, *, swap: bool) -> None:
+        self._index, self._order, self._swap = found, order, swap
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, at: int | slice) -> Group | list[Group]:
+        if isinstance(at, slice):
+            return [self._group(int(n)) for n in self._order[at]]
+        return self._group(int(self._order[at]))
+
+    def _group(self, number: int) -> Group:
+        start, end = self._index.starts[number], self._index.starts[number + 1]
+        found = self._index.judgements.slice(start, end - start).to_pylist()
+        rows = [judgement(row) for row in found]
+        images = tuple(sorted({i for r in rows for i in r.images}))
+        prompt = self._index.images.table["prompt_id"][found[0]["rows"][0]].as_py()
+        if self._swap:
+            rows = [swapped(row) for row in rows]
+        if rows[0].kind != "pair" and len(rows) > 1:
+            rows = [conversions.merged(rows)]
+        return Group(rows[0].group, prompt, images, tuple(sorted(rows, key=lambda r: r.id)))
+
+
 class Dataset:
     """The groups of a pairs folder. Raises InputError where there are none, or where kinds of judgement are mixed.
 
     `captions` "own" shows an image under its own caption where it has one (DCPO); `labels` "swapped" reads every
-    judgement the other way round (NPO).
+    judgement the other way round (NPO). With `cache` the tables lie there and are mapped, else they are in memory.
     """
 
     def __init__(
@@ -55,64 +83,38 @@ class Dataset:
         *,
         captions: Literal["prompt", "own"] = "prompt",
         labels: Literal["as_given", "swapped"] = "as_given",
+        cache: Path | None = None,
     ) -> None:
         self.fingerprint = folders.open_folder(folder, "pair", "import", "filter", "caption").fingerprint
-        rows = [r for r in folders.records(folder, "judgements") if r.status in ("decided", "tie")]
-        if not rows:
-            raise InputError(f"{folder}: holds no decided judgement, so there is nothing to train on")
-        kinds = sorted({r.kind for r in rows})
-        if len(kinds) > 1:
-            raise InputError(f"{folder}: judgements of kinds {', '.join(kinds)} in one folder; expected one kind")
-        self.folder, self.kind = folder, kinds[0]
-        self.images = folders.image_rows(folder)
-        self.texts = folders.texts(folder)
-        self.groups = self._groups([swapped(r) for r in rows] if labels == "swapped" else rows)
-        self.captions = self._captions() if captions == "own" else {}
-        self.texts |= {prompt_id(text): text for text in self.captions.values()}
+        self.folder, self.index = folder, index.load(folder, cache)
+        self.kind: str = self.index.judgements["kind"][0].as_py()
+        self.images, self.texts = self.index.images, self.index.texts
+        self._swap, self._own = labels == "swapped", captions == "own"
+        self.groups: Sequence[Group] = self._in(np.arange(len(self.index.starts) - 1))
+        if self._own and self.images.table["caption"].null_count == len(self.images):
+            raise InputError(f"{folder}: captions = own, but no image has a caption of its own (field caption)")
 
-    def _captions(self) -> dict[str, str]:
-        """Image id -> its own caption, as `caption` wrote it or it came; raises InputError where no image has one."""
-        found = {i: self.images[i]["caption"] for i in self.image_ids() if self.images[i]["caption"]}
-        for place in reversed(list(folders.lineage(self.folder))):
-            rows = folders.read(place, "captions", ["image_id", "text"]).to_pylist()
-            found |= {r["image_id"]: r["text"] for r in rows if r["text"] is not None}
-        if not found:
-            raise InputError(f"{self.folder}: captions = own, but no image has a caption of its own (field caption)")
-        return found
-
-    def _groups(self, rows: Sequence[Row]) -> list[Group]:
-        gathered: dict[str, list[Row]] = {}
-        for row in rows:
-            gathered.setdefault(row.group, []).append(row)
-        return [self._group(name, gathered[name]) for name in sorted(gathered)]
-
-    def _group(self, name: str, rows: Sequence[Row]) -> Group:
-        images = tuple(sorted({i for r in rows for i in r.images}))
-        unknown = [i for i in images if i not in self.images]
-        if unknown:
-            raise InputError(
-                f"{self.folder}: judgement {rows[0].id} names image {unknown[0]}, which is in no parent folder"
-            )
-        prompts = {self.images[i]["prompt_id"] for i in images}
-        if len(prompts) > 1:
-            raise InputError(
-                f"{self.folder}: judgement {rows[0].id} compares images of {len(prompts)} prompts; expected one"
-            )
-        if rows[0].kind != "pair" and len(rows) > 1:
-            rows = [conversions.merged(rows)]
-        return Group(name, prompts.pop(), images, tuple(sorted(rows, key=lambda r: r.id)))
+    def _in(self, order: np.ndarray) -> Groups:
+        return Groups(self.index, order, swap=self._swap)
 
     def image_ids(self) -> list[str]:
-        """The unique images that judgements mention, sorted."""
-        return sorted({i for g in self.groups for i in g.images})
+        """The unique images that judgements mention, in the order in which they are stored."""
+        return self.images.table["id"].to_pylist()
 
-    def text_of(self, group: Group, image: str) -> str:
-        """The id of the text that an image is shown under."""
-        return prompt_id(self.captions[image]) if image in self.captions else group.prompt
+    def shown(self, group: Group, image: str) -> str:
+        """The text that an image is shown under."""
+        return (self.images[image]["caption"] if self._own else None) or self.texts[group.prompt]
 
-    def text_ids(self) -> list[str]:
-        """The unique texts that images are shown under, sorted."""
-        return sorted({self.text_of(g, i) for g in self.groups for i in g.images})
+    def shown_texts(self) -> Iterator[str]:
+        """The unique texts that images are shown under."""
+        table = self.images.table
+        own = pc.fill_null(pc.not_equal(table["caption"], ""), False) if self._own else pa.nulls(len(table), pa.bool_())
+        plain = table["prompt_id"].filter(pc.invert(pc.fill_null(own, False)))
+        ids = pc.unique(plain)
+        texts = pa.concat_arrays(
+            [self.texts.of(ids.take(pc.sort_indices(ids))), pc.unique(table["caption"].filter(own))]
+        )
+        return (text.as_py() for text in pc.unique(texts))
 
     def visits(self, seed: int, step: int, batch: int, stages: int = 1, every: int = 1) -> list[Visit]:
         """The groups of one optimizer step: an endless chain of permutations of all groups, cut every `batch`.
@@ -130,22 +132,30 @@ class Dataset:
 
     def require_gaps(self, why: str) -> None:
         """Raise InputError naming the first judgement without a score gap."""
-        if rows := [r for g in self.groups for r in g.judgements if r.score_gap is None]:
-            raise InputError(f"{self.folder}: judgement {rows[0].id}, field score_gap: is missing, and {why}")
+        rows = self.index.judgements
+        if rows["score_gap"].null_count:
+            name = rows["id"][pc.index(pc.is_null(rows["score_gap"]), True).as_py()].as_py()
+            raise InputError(f"{self.folder}: judgement {name}, field score_gap: is missing, and {why}")
 
     def require_shares(self, who: str) -> None:
         """Raise InputError naming the first ranking whose scores are not shares of duels won, in [0, 1]."""
-        if rows := [r for g in self.groups for r in g.judgements if not 0 <= min(r.scores) <= max(r.scores) <= 1]:
+        rows = self.index.judgements
+        values = pc.list_flatten(rows["scores"])
+        wrong = pc.invert(pc.and_(pc.less_equal(0.0, values), pc.less_equal(values, 1.0)))
+        if pc.any(wrong).as_py():
+            owner = pc.list_parent_indices(rows["scores"].combine_chunks())[pc.index(wrong, True).as_py()].as_py()
+            scores = rows["scores"][owner].as_py()
             raise InputError(
-                f"{self.folder}: judgement {rows[0].id}, field scores: lie in [{min(rows[0].scores):g}, "
-                f"{max(rows[0].scores):g}]; {who} expects shares of duels won, in [0, 1], as `pair` writes them"
+                f"{self.folder}: judgement {rows['id'][owner].as_py()}, field scores: lie in [{min(scores):g}, "
+                f"{max(scores):g}]; {who} expects shares of duels won, in [0, 1], as `pair` writes them"
             )
 
     @cached_property
-    def easiest(self) -> list[Group]:
+    def easiest(self) -> Sequence[Group]:
         """The groups by their largest score gap, widest first; raises InputError where a judgement has no gap."""
         self.require_gaps("a curriculum goes by it")
-        return sorted(self.groups, key=lambda g: (-max(abs(r.score_gap) for r in g.judgements), g.id))
+        gaps = np.abs(self.index.judgements["score_gap"].to_numpy())
+        return self._in(np.argsort(-np.maximum.reduceat(gaps, self.index.starts[:-1]), kind="stable"))
 
 
 def swapped(row: Row) -> Row:
@@ -186,21 +196,3 @@ def judge(visits: Sequence[Visit], kind: str) -> Judgement:
     if kind == "unpaired":
         return Unpaired(values, weight)
     return (Ranking if kind == "ranking" else Advantages)(values, group, weight)
-
-
-def pixels(folder: Path, ids: Sequence[str], resolution: int) -> Iterator[tuple[str, Tensor]]:
-    """(image id, pixels in [-1, 1], (3, resolution, resolution)): shorter side resized, centre cropped, in stored
-    order.
-    """
-    for name, data in folders.image_bytes(folder, ids):
-        try:
-            picture = decoding.rgb(data)
-        except decoding.ERRORS as error:
-            raise InputError(f"{folder}: image {name} cannot be decoded ({error})") from None
-        scale = resolution / min(picture.size)
-        if scale != 1:
-            size = tuple(max(resolution, round(s * scale)) for s in picture.size)
-            picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
-        left, top = (picture.width - resolution) // 2, (picture.height - resolution) // 2
-        picture = picture.crop((left, top, left + resolution, top + resolution))
-        yield name, torch.from_numpy(np.asarray(picture, np.float32).copy()).permute(2, 0, 1) / 127.5 - 1

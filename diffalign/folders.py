@@ -20,7 +20,7 @@ from diffalign.records import TABLES, InputError, Record, optional, schema
 
 __all__ = [
     "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "leading", "lineage", "load",
-    "open_folder", "parent", "part", "part_with", "read", "records", "texts", "versions", "write_atomically",
+    "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify", "versions", "write_atomically",
     "write_part",
 ]  # fmt: skip
 
@@ -77,7 +77,8 @@ def _require_same(folder: Path, found: Manifest, manifest: Manifest) -> None:
 def _tables(manifest: Manifest) -> tuple[str, ...]:
     """The tables of a folder; scores of a plain image folder come with its prompts and images."""
     if manifest.stage == "import":
-        return ("prompts", "images", "judgements")
+        scored = ("scores",) if manifest.arguments.get("scores") else ()
+        return ("prompts", "images", "judgements", *scored)
     if manifest.stage == "sample":
         return ("prompts", "images")
     if manifest.stage == "score":
@@ -113,7 +114,8 @@ def write_part(folder: Path, table: str, index: int, records: Sequence[Record]) 
     """Write one batch of records, atomically."""
     columns = pa.Table.from_pylist([r.row() for r in records], schema=schema(table))
     sink = pa.BufferOutputStream()
-    pq.write_table(columns, sink, compression="zstd", row_group_size=256)
+    # pictures are large: what is read at once is a row group
+    pq.write_table(columns, sink, compression="zstd", row_group_size=16 if table == "images" else 256)
     write_atomically(part(folder, table, index), sink.getvalue().to_pybytes())
 
 
@@ -158,6 +160,10 @@ def _parts(folder: Path, table: str) -> list[Path]:
     return sorted((folder / table).glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))
 
 
+def _broken(path: Path, error: BaseException) -> InputError:
+    return InputError(f"{path}: is not a whole Parquet file ({str(error).splitlines()[0][:80]}); run its stage again")
+
+
 def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Table:
     """The columns of one part in the types of the schema."""
     wanted = schema(table)
@@ -166,7 +172,8 @@ def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Tabl
             there = set(file.schema_arrow.names)
             odd = sorted((there ^ set(wanted.names)) - (optional(TABLES[table]) - there))
             if odd:
-                raise InputError(f"{path}: field {odd[0]!r} is unknown or missing, expected {', '.join(wanted.names)}")
+                kind = "unknown" if odd[0] in file.schema_arrow.names else "missing"
+                raise InputError(f"{path}, row 0: field {odd[0]!r} is {kind}, expected {', '.join(wanted.names)}")
             names = list(columns) if columns else wanted.names
             found = file.read(columns=[n for n in names if n in there])
             for name in [n for n in names if n not in there]:  # a column that may be empty may be missing
@@ -175,9 +182,7 @@ def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Tabl
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: is not a whole Parquet file ({str(error).splitlines()[0][:80]}); run its stage again"
-        ) from None
+        raise _broken(path, error) from None
     target = pa.schema([wanted.field(name) for name in names], wanted.metadata)
     for name in names:
         try:
@@ -189,14 +194,26 @@ def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Tabl
 
 
 def records(folder: Path, table: str) -> list[Record]:
-    """All records of a table, each checked; raises InputError naming folder, table and row."""
-    out = []
-    for number, row in enumerate(read(folder, table).to_pylist()):
-        try:
-            out.append(TABLES[table].of(row))
-        except (InputError, TypeError) as error:
-            raise InputError(f"{folder}/{table}, row {number}: {error}") from None
-    return out
+    """All records of a table, each checked; raises InputError naming file, row and field."""
+    return list(_checked(folder, table))
+
+
+def verify(folder: Path, table: str) -> None:
+    """Raise InputError as `records` does; no more than some rows are in memory."""
+    for _ in _checked(folder, table):
+        continue
+
+
+def _checked(folder: Path, table: str) -> Iterator[Record]:
+    for path in _parts(folder, table):
+        number = 0
+        for batch in _read_part(path, table, None).to_batches(1024):
+            for row in batch.to_pylist():
+                try:
+                    yield TABLES[table].of(row)
+                except (InputError, TypeError) as error:
+                    raise InputError(f"{path}, row {number}: {error}") from None
+                number += 1
 
 
 def lineage(folder: Path) -> Iterator[Path]:
@@ -230,25 +247,37 @@ def image_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def image_bytes(folder: Path, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """(image id, file bytes) of the wanted images, part by part, over the folder and its ancestors.
+    """(image id, file bytes) of the wanted images, in the order in which they lie in the folder and its ancestors.
 
-    Memory holds one part. Raises InputError naming an image that is nowhere, or a file that is gone.
+    Memory holds one row group. Raises InputError naming an image that is nowhere, or a file that is gone.
     """
     missing = set(wanted)
     for place in lineage(folder):
         for path in _parts(place, "images"):
-            ids = _read_part(path, "images", ["id"])["id"].to_pylist()
-            rows = [number for number, name in enumerate(ids) if name in missing]
-            if not rows:
-                continue
-            for row in _read_part(path, "images", ["id", "image"]).take(rows).to_pylist():
-                if row["id"] in missing:
-                    missing.discard(row["id"])
-                    yield row["id"], _bytes(place, row)
-        if not missing:
-            return
+            for row in _image_rows(path, missing):
+                missing.discard(row["id"])
+                yield row["id"], _bytes(place, row)
+            if not missing:
+                return
     if missing:
         raise InputError(f"{folder}: image {min(missing)} is in no parent folder ({len(missing)} such images)")
+
+
+def _image_rows(path: Path, wanted: set[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one part whose ids are wanted; row groups without any are not read."""
+    ids, start = _read_part(path, "images", ["id"])["id"].to_pylist(), 0
+    if wanted.isdisjoint(ids):
+        return
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                rows = [n - start for n in range(start, end) if ids[n] in wanted]
+                start = end
+                if rows:
+                    yield from file.read_row_group(group, columns=["id", "image"]).take(rows).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(path, error) from None
 
 
 def _bytes(place: Path, row: dict[str, Any]) -> bytes:

@@ -25,7 +25,7 @@ figcaption { color: #555; font-size: 13px }
 """
 _HEAD = (
     "rows", "decided", "ties", "unlabelled", "refused", "unreadable", "same_image", "contradictions", "unique_images",
-    "unique_prompts", "repeated_rows", "near_same", "unequal_sizes", "leaked_prompts",
+    "unique_prompts", "repeated_rows", "near_same", "near_duplicates", "unequal_sizes", "leaked_prompts",
 )  # fmt: skip
 
 

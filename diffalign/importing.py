@@ -155,9 +155,7 @@ class _Tally:
         self.lost.update(other.lost)
 
 
-def _write(
-    out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch: int, batches: int, bad: str
-) -> _Tally:
+def _write(out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch: int, batches: int, bad: str) -> _Tally:
     """Prompts, then part by part refusals, judgements and images (which say that a part is whole)."""
     prompts = [Prompt(prompt_id(text), text, plan.prompts[text]) for text in sorted(plan.prompts)]
     folders.write_part(out, "prompts", 0, prompts)

@@ -169,6 +169,10 @@ class Tally:
             if seen.gap:
                 self._gaps.append((seen.gap > 0) == (seen.values[0] > seen.values[1]))
 
+    def _looks(self) -> Counter[int]:
+        """How many different files show what looks alike."""
+        return Counter(side.picture.look for side in self._images.values() if side.picture)
+
     def report(self, columns: Sequence[str]) -> dict[str, Any]:
         """All counts, as they are written to JSON."""
         ties = {name: self._statuses[name] for name in TIED}
@@ -191,6 +195,7 @@ class Tally:
             "repeated_rows": sum(n - 1 for n in self._rows.values()),
             "repeated_images": self._counts["image_places"] - len(self._images),
             "near_same": self._counts["near_same"],
+            "near_duplicates": sum(n for n in self._looks().values() if n > 1),
             "unequal_sizes": self._counts["unequal_sizes"],
             "sizes": dict(self._sizes.most_common(20)),
             "modes": dict(Counter(s.picture.mode for s in self._images.values() if s.picture).most_common()),

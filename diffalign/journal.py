@@ -7,7 +7,7 @@ from typing import Any
 
 from diffalign import folders, weights
 from diffalign.records import InputError
-from diffalign.run import Frozen, LoRA, Run, differences, to_data
+from diffalign.run import Frozen, LoRA, Run, to_data
 
 _FREE = ("out", "push", "gradient_checkpointing", "log_every", "save_every", "keep")
 
@@ -87,3 +87,11 @@ def append(path: Path, entry: dict[str, float]) -> None:
     """Add one line to `metrics.jsonl`."""
     with path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The fields in which two `to_data` values differ, each as "name: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*new, *(k for k in old if k not in new)]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
+    return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]

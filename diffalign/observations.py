@@ -104,7 +104,11 @@ def split_of(path: Path, root: Path) -> str:
 
 
 def _source(
-    reader: Reader, files: Sequence[File], root: Path, places: Mapping[Path, Sequence[Path]], shown: Collection[int],
+    reader: Reader,
+    files: Sequence[File],
+    root: Path,
+    places: Mapping[Path, Sequence[Path]],
+    shown: Collection[int],
     main: str,
 ) -> Iterator[Seen]:
     known: dict[str, Picture | str] = {}

@@ -60,7 +60,7 @@ class Passes:
             return residuals(self.backbone, denoiser, noised, conditioning)
 
     def conditioning(self, visits: Sequence[Visit]) -> Conditioning:
-        rows = states.conditioning(self.run, self.data, self.material, visits)
+        rows = states.conditioning(self.run, self.material, visits)
         return {name: value.to(self.device, non_blocking=True) for name, value in rows.items()}
 
     def noised(self, visits: Sequence[Visit], conditioning: Conditioning) -> Noised:

@@ -148,7 +148,8 @@ class Judgement(Record):
     """What is known about the images of one group, as one row for every kind.
 
     pair: two images, p = P(first is better). ranking: k images with their scores, higher is better. unpaired: one
-    image, p = its desirability. advantages: k images with one advantage each in `scores`.
+    image, p = its desirability. advantages: k images with one advantage each in `scores`. `votes` counts those for
+    each image, where several people were asked.
     """
 
     table: ClassVar[str] = "judgements"
@@ -164,6 +165,7 @@ class Judgement(Record):
     rater: str | None = None
     source: str | None = None
     score_gap: float | None = None
+    votes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         name = f"judgement {self.id}"
@@ -181,6 +183,11 @@ class Judgement(Record):
             _require(bool(np.isfinite(self.scores).all()), f"{name}: scores {self.scores} are not all finite numbers")
         elif self.status in ("decided", "tie"):
             _require(self.p is not None, f"{name}: p is missing")
+        _require(self.p is None or self.status != "unlabelled", f"{name}: p = {self.p}, but it is unlabelled")
+        even = self.kind != "pair" or self.status != "tie" or self.p == 0.5
+        _require(even, f"{name}: p = {self.p}, but it is a tie, expected 0.5")
+        counted = self.votes is None or (len(self.votes) == len(self.images) and min(self.votes) >= 0)
+        _require(counted, f"{name}: votes {self.votes}, expected a count of at least 0 for each image")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The configuration as data: a run is an expression of frozen dataclasses, strict in and strict out."""
 
 import dataclasses
-import json
 import math
 from abc import ABC
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from diffalign.inversion import Inversion
 from diffalign.objectives.base import Objective
 from diffalign.optimizers import AdamW, Optimizer
 from diffalign.times import TimeLaw, Uniform, Unweighted, Weighting
+from diffalign.views import Pictures
 
 
 class Adaptation(ABC):  # noqa: B024
@@ -186,6 +186,8 @@ class Run:
         parity: Over what statistics that couple a batch are taken: the optimizer batch, or each micro-batch of each
             process ("micro"), as the papers' code has it.
         resolution: Height and width of the training pictures in pixels.
+        pictures: How pictures become latents: shape, crops, mirroring.
+        cache: Folder of latents and embeddings, which runs of the same model share; by default one in `out`.
         optimizer: AdamW, AdamW8bit, Adafactor or Prodigy, with gradient clipping.
         schedule: Learning-rate schedule.
         precision: "auto" is float32 on the CPU and bfloat16 on an accelerator; run.json holds the resolved value.
@@ -223,6 +225,8 @@ class Run:
     micro_batch: int = 0
     parity: Literal["batch", "micro"] = "batch"
     resolution: int = 512
+    pictures: Pictures = field(default_factory=Pictures)
+    cache: str = ""
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -258,11 +262,3 @@ def to_data(value: Any) -> Any:
     if isinstance(value, tuple):
         return [to_data(v) for v in value]
     return value
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """The fields in which two `to_data` values differ, each as "name: old -> new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*new, *(k for k in old if k not in new)]
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
-    return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]

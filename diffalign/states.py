@@ -1,63 +1,19 @@
 """Visits -> what the networks are shown: noisy states with their targets, and the conditioning beside them."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from diffalign import cache, dataset, inversion, weights
+from diffalign import inversion
 from diffalign.backbones.base import Backbone, Conditioning, select
-from diffalign.dataset import Dataset, Visit
+from diffalign.dataset import Visit
 from diffalign.diffusion import EPSILON, VP, Noised, Process, draw_noise, draw_time
-from diffalign.progress import track
+from diffalign.material import Material
 from diffalign.records import InputError
 from diffalign.run import Run, States
 from diffalign.streams import normal, stream
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run computes once: latents per image, embeddings per text, sizes per image in the order of `place`."""
-
-    latents: cache.Store
-    embeddings: cache.Store
-    negative: Conditioning
-    sizes: Conditioning
-    place: dict[str, int]
-
-
-def prepare(run: Run, data: Dataset, backbone: Backbone, folder: Path) -> Material:
-    """The material of a run, read from `folder` where it lies there; raises InputError where latents are not finite."""
-    model, size = weights.fingerprint(weights.locate(run.model, run.config)), run.resolution
-    images, texts = data.image_ids(), data.text_ids()
-
-    def encode_images(ids: Sequence[str]) -> dict[str, Tensor]:
-        found = dict(dataset.pixels(data.folder, ids, size))
-        latents = backbone.encode_images(torch.stack([found[i] for i in ids]))
-        bad = [i for i, ok in zip(ids, latents.isfinite().flatten(1).all(1).tolist(), strict=True) if not ok]
-        if bad:
-            raise InputError(f"{data.folder}: the latents of image {bad[0]} are not finite")
-        return {"latents": latents}
-
-    def encode_texts(ids: Sequence[str]) -> dict[str, Tensor]:
-        return backbone.encode_prompts([data.texts[i] for i in ids])
-
-    key = {"model": model, "data": data.fingerprint, "dtype": str(backbone.denoiser.dtype)}
-    sized = key | {"resolution": size}
-    latents = cache.fill(folder / "latents", sized, images, encode_images, _cutter("latents", 16))
-    embeddings = cache.fill(folder / "prompts", key, texts, encode_texts, _cutter("prompts", 32))
-    shapes = [(data.images[i]["height"], data.images[i]["width"]) for i in images]
-    sizes = backbone.size_conditioning(shapes, (size, size))
-    place = {name: i for i, name in enumerate(images)}
-    return Material(latents, embeddings, backbone.encode_negative(), sizes, place)
-
-
-def _cutter(title: str, size: int) -> Callable[[Sequence[str]], Iterable[Sequence[str]]]:
-    return lambda ids: track(list(cache.cut(ids, size)), title, math.ceil(len(ids) / size))
 
 
 def process(states: States, native: Process) -> Process:
@@ -82,7 +38,7 @@ def process(states: States, native: Process) -> Process:
 
 def clean(run: Run, process: Process, material: Material, visits: Sequence[Visit]) -> tuple[Tensor, Tensor]:
     """(x0, t) of the images of the visits, on the host; one time per group."""
-    x0 = material.latents.rows([i for v in visits for i in v.group.images])["latents"]
+    x0 = material.x0(visits)
     u = [draw_time(run.seed, v.group.id, v.draw) for v in visits for _ in v.group.images]
     return x0, process.time(run.states.times(torch.tensor(u, dtype=torch.float64)))
 
@@ -133,16 +89,15 @@ def epsilon(
     return predict
 
 
-def conditioning(run: Run, data: Dataset, material: Material, visits: Sequence[Visit]) -> Conditioning:
+def conditioning(run: Run, material: Material, visits: Sequence[Visit]) -> Conditioning:
     """What the denoiser is told of each image, on the host; a dropped caption is dropped for its whole group."""
-    names = [i for v in visits for i in v.group.images]
-    rows = material.embeddings.rows([data.text_of(v.group, i) for v in visits for i in v.group.images])
+    rows = material.told(visits)
     if run.caption_dropout:
         start = 0
         for v in visits:
             end = start + len(v.group.images)
             if stream("caption", run.seed, v.group.id, v.draw).random() < run.caption_dropout:
-                for name in rows:
+                for name in material.negative:
                     rows[name][start:end] = material.negative[name][0]
             start = end
-    return rows | select(material.sizes, torch.tensor([material.place[n] for n in names]))
+    return rows

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffalign import activations, attention, backbones, checkpoint, dataset, measuring, optimizers, states
+from diffalign import activations, attention, backbones, checkpoint, dataset, material, measuring, optimizers, states
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
@@ -42,24 +42,27 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="no")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         device = self.accelerator.device
-        self.data = dataset.Dataset(Path(run.data), captions=run.captions, labels=run.labels)
+        with self.accelerator.main_process_first():
+            self.data = material.dataset_of(run)
         if run.batch % self.world:
             raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
         self._check_kind()
         optimizers.check(run.optimizer)
         dtype, narrow = dtypes(run)
-        self.backbone = backbones.load(run.model, config=run.config, dtype=dtype)
+        stores = material.Stores(run, self.data, dtype)
+        encoders = stores.lacking()
+        self.backbone = backbones.load(run.model, config=run.config, dtype=dtype, encoders=encoders)
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
-        self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
-        # the denoiser stays on the host until the encoders are done: a card need not hold both
-        self.backbone.move(device, "text_encoder", "vae")
+        if encoders:
+            # the denoiser stays on the host until the encoders are done: a card need not hold both
+            self.backbone.move(device, "text_encoder", "vae")
         with self.accelerator.main_process_first():
-            self.material = states.prepare(run, self.data, self.backbone, Path(run.out) / "cache")
+            self.material = stores.material(self.backbone)
+        self.backbone.release()
         inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
         reference = None if run.objective.reference_free and not inverts else run.reference
         old = run.old if run.objective.needs_old else None
-        self.backbone.move("cpu", "text_encoder")
         self.policy = Policy(
             self.backbone, run.policy, run.seed, reference=reference, old=old, init_lora=run.init_lora,
             narrow=narrow, device=device,
@@ -174,10 +177,10 @@ class Trainer:
         return torch.nn.utils.clip_grad_norm_(weights, self.run.optimizer.max_grad_norm)
 
     def _parts(self, visits: Sequence[dataset.Visit]) -> list[Sequence[dataset.Visit]]:
-        """This process's share of the visits, cut into micro-batches."""
+        """This process's share of the visits, cut into micro-batches of one picture size."""
         mine = visits[self.rank :: self.world]
         size = self.run.micro_batch or max(1, len(mine))
-        return [mine[i : i + size] for i in range(0, len(mine), size)]
+        return self.material.parts(mine, size)
 
     @torch.no_grad()
     def _gather(self, parts: Sequence[Sequence[dataset.Visit]]) -> Tensor:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffalign import places
 from diffalign.records import InputError
@@ -19,10 +19,14 @@ _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies: a folder in diffusers' layout, and a single file whose weights go before the folder's."""
+    """Where a model lies: a folder in diffusers' layout, and a single file whose weights go before the folder's.
+
+    Without `encoders` its autoencoder and text encoders are wanted as shapes only, since nothing will be encoded.
+    """
 
     folder: Path
     file: Path | None = None
+    encoders: bool = True
 
 
 def locate(model: str, config: str = "") -> Source:
@@ -108,7 +112,7 @@ def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, 
     return Path(found)
 
 
-def push(folder: Path, name: str) -> None:
+def push(folder: Path, name: str, kind: Literal["model", "dataset"] = "model", *, private: bool = False) -> None:
     """Upload a folder to the hub repository "owner/name", made where it is not there.
 
     Raises InputError where the hub refuses; the folder stays.
@@ -118,8 +122,8 @@ def push(folder: Path, name: str) -> None:
 
     try:
         hub = huggingface_hub.HfApi()
-        hub.create_repo(name, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder)
+        hub.create_repo(name, exist_ok=True, repo_type=kind, private=private)
+        hub.upload_folder(repo_id=name, folder_path=folder, repo_type=kind)
     except (HfHubHTTPError, OSError, ValueError) as error:
         remedy = "log in with `hf auth login`, or upload it by `hf upload`"
         why = type(error).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from diffalign import backbones, states
+from diffalign import backbones, material, states
 from diffalign.dataset import Dataset, Visit
 from diffalign.inversion import Inversion
 from diffalign.objectives import DPO
@@ -29,14 +29,15 @@ def main(
     model: str, pairs: Path, /, *, resolution: int = 64, groups: int = 16, cache: Path = Path("runs/inversion")
 ) -> None:
     """Print mean and variance of eps* over the pixels of so many pairs, per time and way of inverting."""
-    run = Run(model, DPO(), data=str(pairs), resolution=resolution, states=States(inversion=WAYS["exact"]))
+    exact = States(inversion=WAYS["exact"])
+    run = Run(model, DPO(), data=str(pairs), resolution=resolution, cache=str(cache), states=exact)
     backbone, data = backbones.load(model), Dataset(pairs)
     backbone.process = states.process(run.states, backbone.process)
-    material = states.prepare(run, data, backbone, cache)
+    found = material.prepare(run, data, backbone)
     visits = data.visits(0, 0, min(groups, len(data.groups)))
-    x0, _ = states.clean(run, backbone.process, material, visits)
-    given = states.conditioning(run, data, material, visits)
-    epsilon = states.epsilon(backbone, backbone.denoiser, given, material.negative, 1.0)
+    x0, _ = states.clean(run, backbone.process, found, visits)
+    given = states.conditioning(run, found, visits)
+    epsilon = states.epsilon(backbone, backbone.denoiser, given, found.negative, 1.0)
     print(f"{len(x0)} images; variance of eps* (1 for forward noise)\n{'t':>5}" + "".join(f"{w:>20}" for w in WAYS))
     for t in TIMES:
         cells = [variance(run, way, backbone.process, epsilon, x0, t, visits) for way in WAYS.values()]

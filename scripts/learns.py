@@ -30,7 +30,7 @@ from learns_table import learned, markdown
 from learns_world import GROUP, write_taste, write_world
 from torch import Tensor, nn
 
-from diffalign import backbones, dataset, folders, places, states, weights
+from diffalign import backbones, dataset, folders, material, places, states, weights
 from diffalign.backbones.base import Backbone, errors
 from diffalign.intervals import bootstrap, prompt_means
 from diffalign.objectives import SFT
@@ -80,14 +80,14 @@ def held_run(models: Path, out: Path, ground: str, kind: str = "pair") -> Run:
 def held_errors(run: Run, backbone: Backbone, denoiser: nn.Module) -> tuple[dataset.Dataset, Tensor]:
     """The held-out data, and the error of each of its images at the one time and noise of its group, (images,)."""
     data = dataset.Dataset(Path(run.data))
-    material = states.prepare(run, data, backbone, Path(run.out) / "cache")
+    known = material.prepare(run, data, backbone)
     visits, found = [dataset.Visit(group, 0) for group in data.groups], []
     denoiser.train(False)
     for start in range(0, len(visits), IMAGES // 2):
         part = visits[start : start + IMAGES // 2]
-        x0, t = states.clean(run, backbone.process, material, part)
+        x0, t = states.clean(run, backbone.process, known, part)
         noised = states.forward(run, backbone.process, x0, t, part)
-        found.append(errors(backbone, denoiser, noised, states.conditioning(run, data, material, part)))
+        found.append(errors(backbone, denoiser, noised, states.conditioning(run, known, part)))
     return data, torch.cat(found).double()
 
 
@@ -112,8 +112,8 @@ def prepare(models: Path, out: Path, sizes: Sizes, grounds: Sequence[str]) -> No
         run = held_run(models, out, ground)
         backbone = backbones.load(run.model)
         for kind in (*GROUP, "taste"):
-            there = dataclasses.replace(run, data=str(out / "train" / kind))
-            states.prepare(there, dataset.Dataset(Path(there.data)), backbone, _cache(out, ground, kind) / "cache")
+            there = dataclasses.replace(run, data=str(out / "train" / kind), out=str(_cache(out, ground, kind)))
+            material.prepare(there, dataset.Dataset(Path(there.data)), backbone)
         backbone.process = states.process(run.states, backbone.process)
         for kind in ("pair", "taste"):
             _, reference = held_errors(held_run(models, out, ground, kind), backbone, backbone.denoiser)

@@ -30,6 +30,13 @@ def picture(seed: int, size: tuple[int, int] = (24, 24), mode: str = "RGB", kind
     return sink.getvalue()
 
 
+def noise(seed: int, side: int = 200) -> bytes:
+    """The file of a picture that does not compress, side * side * 3 bytes."""
+    sink = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
 A, B, C, D = (picture(n) for n in range(4))
 WIDE = picture(5, (48, 24), kind="JPEG")
 CMYK = picture(6, mode="CMYK", kind="JPEG")
@@ -166,6 +173,28 @@ def hpdv2_test(place: Path) -> Made:
     ]
     (place / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     return Made(place / "test.json", "hpdv2_test", [(CURLY, B, A), (CURLY, B, CMYK), (CURLY, A, CMYK), ("three", A, B)])
+
+
+def hpdv3(place: Path) -> Made:
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    names = files(place / "images", cases)
+    rows = []
+    for n, (c, both) in enumerate(zip(cases, names, strict=True)):
+        better, worse = both if c.p else both[::-1]
+        rows.append({"prompt": c.prompt, "path1": better, "path2": worse, "model1": f"m{n % 2}", "model2": "real"})
+    (place / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+    return Made(place / "train.json", "hpdv3", decided(cases), {"unreadable image": 1})
+
+
+def pick_style(place: Path) -> Made:
+    """Pick-a-Pic's columns without those of its sessions: every row is decided."""
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    rows = [
+        {"caption": c.prompt, "jpg_0": c.first, "jpg_1": c.second, "label_0": int(c.p), "label_1": 1 - int(c.p)}
+        for c in cases
+    ]
+    path = parquet(place / "train-00000-of-00001.parquet", rows)
+    return Made(path, "pickapic", decided(cases), {"unreadable image": 1})
 
 
 def imagereward(place: Path) -> Made:
@@ -360,7 +389,8 @@ def ranked_folder(place: Path) -> Made:
 
 
 SETS: tuple[Callable[[Path], Made], ...] = (
-    pickapic, saved_dataset, double_caption, webdataset, hpdv2, hpdv2_test, imagereward, imagereward_json,
-    imagereward_group, imagereward_pair, image_preferences, image_preferences_flat, image_preferences_binarised,
-    rapidata_votes, rapidata, trl, table_csv, table_jsonl, ranked_parquet, chosen_folder, suffix_folder, ranked_folder,
+    pickapic, saved_dataset, double_caption, webdataset, pick_style, hpdv2, hpdv2_test, hpdv3, imagereward,
+    imagereward_json, imagereward_group, imagereward_pair, image_preferences, image_preferences_flat,
+    image_preferences_binarised, rapidata_votes, rapidata, trl, table_csv, table_jsonl, ranked_parquet, chosen_folder,
+    suffix_folder, ranked_folder,
 )  # fmt: skip

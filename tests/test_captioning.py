@@ -43,7 +43,7 @@ def world(tmp_path: Path) -> tuple[Path, str, dict[str, str]]:
 def shown(folder: Path) -> dict[str, str]:
     """Image -> the text that training shows it under."""
     data = Dataset(folder, captions="own")
-    return {i: data.texts[data.text_of(g, i)] for g in data.groups for i in g.images}
+    return {i: data.shown(g, i) for g in data.groups for i in g.images}
 
 
 @pytest.mark.parametrize("mode", ["caption", "perturb", "hybrid"])

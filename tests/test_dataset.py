@@ -12,10 +12,11 @@ import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import folders
-from diffalign.dataset import Dataset, Group, Visit, judge, pixels
+from diffalign import decoding, folders
+from diffalign.dataset import Dataset, Group, Visit, judge
 from diffalign.objectives.base import Advantages, Pairs, Ranking, Unpaired
 from diffalign.records import Image, InputError, Judgement, digest, group_id, pair
+from diffalign.views import View, pixels, unit
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,8 @@ def test_groups_of_pairs(data: Dataset, pairs: Path) -> None:
     for group in data.groups:
         assert group.images == tuple(sorted(group.judgements[0].images)), "no label in the order of a group's images"
         assert {data.images[i]["prompt_id"] for i in group.images} == {group.prompt}
-    assert data.text_ids() == sorted({g.prompt for g in data.groups})
-    assert [data.texts[i] for i in data.text_ids()]
-    assert data.image_ids() == sorted({i for r in rows for i in r.images})
+    assert list(data.shown_texts()) == [data.texts[i] for i in sorted({g.prompt for g in data.groups})]
+    assert sorted(data.image_ids()) == sorted({i for r in rows for i in r.images})
 
 
 def test_several_raters_of_one_pair_are_one_group(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_undecided_judgements_are_left_out_and_ties_are_kept(tmp_path: Path) -> 
     drawn = list(worlds.images(tmp_path / "images").items())
     statuses = ("decided", "tie", "both_good", "both_bad", "no_preference", "unlabelled")
     rows = [
-        pair(prompt, a.id, b.id, 0.5, source="test", status=status)
+        pair(prompt, a.id, b.id, None if status == "unlabelled" else 0.5, source="test", status=status)
         for (prompt, (a, b, _)), status in zip(drawn, statuses, strict=True)
     ]
     found = Dataset(worlds.judged(tmp_path, rows))
@@ -200,7 +200,8 @@ def folder_of(place: Path, picture: PIL.Image.Image, name: str = "PNG", **option
 
 
 def read(place: Path, resolution: int) -> torch.Tensor:
-    return dict(pixels(place, ["i"], resolution))["i"]
+    ((_, data),) = folders.image_bytes(place, ["i"])
+    return unit(pixels(decoding.rgb(data), View(resolution, resolution)))
 
 
 def test_pixels_are_centred_and_in_range(tmp_path: Path) -> None:

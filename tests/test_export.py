@@ -29,6 +29,7 @@ LAYOUTS = {
     **{"qwen_image": ("kohya", "comfyui"), "zimage": ("kohya", "comfyui"), "flux2_klein": ("comfyui",)},
 }
 
+
 def trained(folder: Path, out: Path, lora: LoRA | None = None, *, init_lora: str = "") -> Path:
     """An exported policy that moved away from its base; alpha is not the rank."""
     lora = lora or LoRA(rank=2, alpha=3.0)
@@ -465,4 +466,5 @@ def test_what_the_hub_refuses_is_still_there(
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda _, name, **more: asked.append((name, more)))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda _, **more: asked.append(more))
     weights.push(tmp_path / "a", "me/it")
-    assert asked == [("me/it", {"exist_ok": True}), {"repo_id": "me/it", "folder_path": tmp_path / "a"}]
+    made = {"exist_ok": True, "repo_type": "model", "private": False}
+    assert asked == [("me/it", made), {"repo_id": "me/it", "folder_path": tmp_path / "a", "repo_type": "model"}]

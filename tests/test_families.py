@@ -8,18 +8,19 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import PIL.Image
 import pytest
 import tiny
 import torch
 
-from diffalign import backbones, dataset, folders
+from diffalign import backbones, views
 from diffalign.backbones import latents
 from diffalign.backbones.base import Backbone, select
 from diffalign.diffusion import VP, Flow
 from diffalign.objectives import DPO
 from diffalign.records import InputError, Prompt, prompt_id
 from diffalign.run import AdamW, LoRA, Run
-from diffalign.sampling import Artist, Sampler, to_png
+from diffalign.sampling import Artist, Sampler
 from diffalign.training import train
 
 PROMPTS = ("a red circle", "the small blue square on the right and a large green circle on the left")
@@ -118,17 +119,19 @@ def test_no_safety_checker_is_loaded(models: dict[str, Path], tmp_path: Path) ->
     assert backbones.load(str(folder)).pipe.safety_checker is None
 
 
+@pytest.mark.parametrize("at", [(0.5, 0.5), (0.2549, 0.0698), (1.0, 1.0)])
 @pytest.mark.parametrize("size", [(64, 32), (32, 64), (96, 32), (32, 32)])
 def test_sdxl_is_told_of_the_crop_that_is_made(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+    models: dict[str, Path], size: tuple[int, int], at: tuple[float, float]
 ) -> None:
     """A picture whose colours are its coordinates, cut by the data set: its first pixel is the corner."""
     rows, columns = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
     picture = np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)
-    monkeypatch.setattr(folders, "image_bytes", lambda *_: [("it", to_png(picture))])
-    ((_, pixels),) = dataset.pixels(Path("nowhere"), ["it"], 32)
-    corner = ((pixels[:2, 0, 0] + 1) * 127.5).round().tolist()
-    told = backbones.load(str(models["sdxl"])).size_conditioning([size], (32, 32))["time_ids"][0].tolist()
+    view = views.View(32, 32, *at)
+    pixels = views.pixels(PIL.Image.fromarray(picture), view)
+    corner = pixels[:2, 0, 0].tolist()
+    backbone = backbones.load(str(models["sdxl"]), encoders=False)
+    told = backbone.size_conditioning([size], (32, 32), (view.y, view.x))["time_ids"][0].tolist()
     assert told == [*size, *corner, 32, 32]
 
 

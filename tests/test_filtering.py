@@ -96,6 +96,47 @@ def test_pareto_and_mean_of_dimensions() -> None:
     assert conversions.in_dimension(against, "all") == against
 
 
+ROWS = [
+    pair("a", "b", 0.75, dimension="x", rater="1", weight=2.0, score_gap=0.5, votes=(3, 1)),
+    pair("a", "b", 0.5, dimension="x", rater="2"),
+    pair("a", "b", 0.1, dimension="y", score_gap=-0.1),
+    pair("b", "c", 1.0, score_gap=0.3),
+    pair("c", "a", 0.0),
+    pair("d", "a", 1.0, score_gap=0.2),
+    pair("d", "a", 1.0, rater="2", score_gap=0.2),
+]
+
+
+@given(st.permutations(ROWS))
+def test_nothing_depends_on_the_order_of_rows(rows: list[Judgement]) -> None:
+    def said(found: list[Judgement]) -> set[Judgement]:
+        return set(found)
+
+    of = {r.group: "prompt" for r in ROWS}
+    same = [r for r in rows if r.group == ROWS[0].group]
+    for dimension in ("x", "overall", "all", "mean", "pareto"):
+        first = [r for r in ROWS if r.group == ROWS[0].group]
+        assert said(conversions.in_dimension(same, dimension)) == said(conversions.in_dimension(first, dimension))
+    assert said(conversions.prompt_weights(rows, of)) == said(conversions.prompt_weights(ROWS, of))
+    assert said(conversions.transitive(rows, PROMPT)[0]) == said(conversions.transitive(ROWS, PROMPT)[0])
+    assert conversions.agreement(rows) == conversions.agreement(ROWS)
+    for keep_ in (
+        selecting.unrepeated,
+        lambda r: selecting.agreed(r, 0.6),
+        lambda r: selecting.capped(r, of, 3),
+        lambda r: selecting.completed(r, of),
+    ):
+        assert said(keep_(rows)) == said(keep_(ROWS))
+
+
+def test_votes_go_with_their_images() -> None:
+    row = ROWS[0]
+    assert conversions.swap(row).votes == (1, 3)
+    assert conversions.swap(conversions.swap(row)) == row
+    assert all(r.votes is None for r in conversions.to_unpaired(row, PROMPT))
+    assert conversions.in_dimension(ROWS[:3], "mean")[0].votes is None
+
+
 def test_prompts_count_alike() -> None:
     rows = [pair("a", "b", 1.0), pair("a", "c", 1.0), pair("d", "e", 1.0)]
     prompts = {rows[0].group: "x", rows[1].group: "x", rows[2].group: "y"}

@@ -93,6 +93,10 @@ def test_records_go_to_parquet_and_back(kind: type[r.Record], tmp_path: Path) ->
         (Judgement, {"weight": float("nan")}, "weight nan"),
         (Judgement, {"score_gap": float("inf")}, "score_gap inf"),
         (Judgement, {"kind": "pair", "p": None}, "p is missing"),
+        (Judgement, {"kind": "pair", "p": 0.7, "status": "tie"}, "p = 0.7, but it is a tie, expected 0.5"),
+        (Judgement, {"kind": "pair", "p": 0.5, "status": "unlabelled"}, "p = 0.5, but it is unlabelled"),
+        (Judgement, {"votes": (1,)}, r"votes \(1,\), expected a count of at least 0 for each image"),
+        (Judgement, {"votes": (1, -2)}, "expected a count of at least 0"),
         (Judgement, {"kind": "pair", "p": 1.5}, "p = 1.5"),
         (Judgement, {"kind": "pair", "p": float("nan")}, "p = nan"),
         (Judgement, {"kind": "unpaired", "images": ("a",)}, "p is missing"),
@@ -101,6 +105,18 @@ def test_records_go_to_parquet_and_back(kind: type[r.Record], tmp_path: Path) ->
 def test_impossible_records_are_refused(kind: type[r.Record], changes: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         dataclasses.replace(GOOD[kind], **changes)
+
+
+def test_older_parts_have_no_votes(tmp_path: Path) -> None:
+    row = r.pair("p", "a", "b", 1.0, source="s")
+    folders.write_part(tmp_path, "judgements", 0, [row])
+    path = folders.part(tmp_path, "judgements", 0)
+    pq.write_table(pq.read_table(path).drop_columns("votes"), path)
+    assert folders.records(tmp_path, "judgements") == [row]
+    assert folders.read(tmp_path, "judgements", ["votes", "id"]).column_names == ["votes", "id"]
+    pq.write_table(pq.read_table(path).drop_columns("weight"), path)
+    with pytest.raises(InputError, match="row 0: field 'weight' is missing"):
+        folders.records(tmp_path, "judgements")
 
 
 def test_rows_of_other_columns_are_refused() -> None:
@@ -286,7 +302,7 @@ def test_other_columns_types_and_values_are_named(tmp_path: Path) -> None:
     path = folders.part(tmp_path, "prompts", 0)
     path.parent.mkdir()
     pq.write_table(pa.table({"id": ["p"], "caption": ["t"]}), path)
-    with pytest.raises(InputError, match="field 'caption' is unknown or missing, expected id, text, count"):
+    with pytest.raises(InputError, match="row 0: field 'caption' is unknown, expected id, text, count"):
         folders.read(tmp_path, "prompts", ["id"])
     pq.write_table(pa.table({"id": ["p"], "text": ["t"], "count": ["many"]}), path)
     with pytest.raises(InputError, match="field 'count' is string, expected int64"):
@@ -296,7 +312,7 @@ def test_other_columns_types_and_values_are_named(tmp_path: Path) -> None:
     )
     assert folders.records(tmp_path, "prompts") == [Prompt("p", "t", 1)]
     pq.write_table(pa.table({"id": ["p", None], "text": ["t", "u"], "count": [1, 1]}), path)
-    with pytest.raises(InputError, match="prompts, row 1: prompts: field \\['id'\\] is empty"):
+    with pytest.raises(InputError, match=r"part-00000.parquet, row 1: prompts: field \['id'\] is empty"):
         folders.records(tmp_path, "prompts")
 
 

@@ -254,3 +254,9 @@ def test_datasets_opens_what_was_imported(tmp_path: Path) -> None:
     assert images[0]["image"].size == (24, 24)
     judgements = load_dataset(str(tmp_path / "out"), "judgements", split="train", cache_dir=str(tmp_path / "cache"))
     assert judgements[0]["p"] == 1.0
+
+
+def test_votes_are_kept(tmp_path: Path) -> None:
+    made = sets.rapidata_votes(tmp_path / "set")
+    import_(made.source, out=tmp_path / "out", ties="keep")
+    assert {r.votes for r in folders.records(tmp_path / "out", "judgements")} == {(9, 0), (0, 4), (5, 5)}

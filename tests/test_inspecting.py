@@ -1,11 +1,13 @@
 """What `inspect` counts is what is there."""
 
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import fixtures_sets as sets
+import PIL.Image
 import pytest
 
 from diffalign import buckets, cli
@@ -43,6 +45,7 @@ def test_the_counts_of_a_set_with_everything_wrong(tmp_path: Path) -> None:
         "personal_columns": ["user_id"], "nsfw_columns": ["nsfw"], "splits": ["train"],
     }  # fmt: skip
     assert {name: found[name] for name in wanted} == wanted
+    assert found["near_duplicates"] == 0
     assert found["modes"] == {"RGB": 6, "RGBA": 1}
     assert found["model_baseline"]["pairs"] == 2
     assert found["model_baseline"]["accuracy"] == 0.5 or found["model_baseline"]["accuracy"] == 1.0
@@ -121,6 +124,16 @@ def test_strict_is_exit_status_one_and_mistakes_are_two(
     lines = (said.err if status else said.out).splitlines()
     assert len(lines) == 1
     assert ("ends in .html" if status == 2 else "1 unreadable") in lines[0]
+
+
+def test_files_that_look_alike_are_counted(tmp_path: Path) -> None:
+    """The same picture saved once more, in another format or size, is another file but nothing new to look at."""
+    with PIL.Image.open(io.BytesIO(sets.WIDE)) as picture:
+        sink = io.BytesIO()
+        picture.convert("RGB").save(sink, format="PNG")
+    rows = [row("a", sets.WIDE, sets.A, 1.0), row("b", sink.getvalue(), sets.B, 1.0)]
+    found = counts(sets.parquet(tmp_path / "a.parquet", rows), tmp_path)
+    assert (found["unique_images"], found["near_duplicates"]) == (4, 2)
 
 
 def test_clean_data_pass_strictly(tmp_path: Path) -> None:

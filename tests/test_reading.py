@@ -9,10 +9,10 @@ import pytest
 import torch
 import worlds
 
-from diffalign import folders
+from diffalign import backbones, folders
 from diffalign.dataset import Dataset, judge, swapped
 from diffalign.objectives import DPO, KTO, SFT
-from diffalign.records import InputError, Judgement, pair, prompt_id
+from diffalign.records import InputError, Judgement, pair
 from diffalign.run import AdamW, Curriculum, LoRA, Run
 from diffalign.trainer import Trainer
 
@@ -67,13 +67,13 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_own_captions(captioned: Path) -> None:
     plain, own = Dataset(captioned), Dataset(captioned, captions="own")
     for group in own.groups:
-        texts = {own.texts[own.text_of(group, i)] for i in group.images}
+        texts = {own.shown(group, i) for i in group.images}
         assert len(texts) == 2
         assert own.texts[group.prompt] in texts
         assert any(text.startswith("the image ") for text in texts)
-        assert {plain.text_of(group, i) for i in group.images} == {group.prompt}
-    assert len(own.text_ids()) == 6 + 5
-    assert prompt_id("the image 1") in own.text_ids()
+        assert {plain.shown(group, i) for i in group.images} == {plain.texts[group.prompt]}
+    assert len(set(own.shown_texts())) == len(list(own.shown_texts())) == 6 + 5
+    assert "the image 1" in set(own.shown_texts())
 
 
 def test_own_captions_where_there_are_none(tmp_path: Path) -> None:
@@ -95,13 +95,13 @@ def run_of(model: Path, data: Path, out: Path) -> Run:
 def test_images_are_shown_under_their_captions(captioned: Path, models: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(models["sdxl"], captioned, tmp_path / "run")
     plain, own = (Trainer(dataclasses.replace(run, captions=c)) for c in ("prompt", "own"))
-    visits = own.data.visits(0, 0, 3)
+    visits, whole = own.data.visits(0, 0, 3), backbones.load(run.model)
     shown, before = own.passes.conditioning(visits)["pooled"], plain.passes.conditioning(visits)["pooled"]
     for i, image in enumerate(i for v in visits for i in v.group.images):
         text = own.data.images[image]["caption"]
         assert torch.equal(shown[i], before[i]) == (text is None)
         if text:
-            torch.testing.assert_close(shown[i], own.backbone.encode_prompts([text])["pooled"][0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(shown[i], whole.encode_prompts([text])["pooled"][0], rtol=1e-4, atol=1e-5)
     first = next(iter(own)).metrics
     assert first["margin"] == 0, "the reference is shown the same captions"
 

@@ -1,5 +1,7 @@
 """What is aligned: one file a model family, found by the class that the model's own index names."""
 
+import dataclasses
+
 import torch
 
 from diffalign import weights
@@ -47,13 +49,19 @@ OTHERS = {
 
 
 def load(
-    model: str, *, config: str = "", dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    model: str,
+    *,
+    config: str = "",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    encoders: bool = True,
 ) -> Backbone:
     """The backbone of a model folder, a hub id, or a single file that the folder `config` describes.
 
+    Without `encoders` the weights of autoencoder and text encoders are not read, so nothing can be encoded.
     Raises InputError on a pipeline class without a file here, or a file that `config` does not describe.
     """
-    source = weights.locate(model, config)
+    source = dataclasses.replace(weights.locate(model, config), encoders=encoders)
     if source.file is not None:
         single_file.check(source)
     name = weights.index(source.folder)["_class_name"]

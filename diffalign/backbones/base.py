@@ -64,9 +64,11 @@ class Backbone(ABC):
         """The end of a prompt that lies behind what any of the text encoders reads; "" mostly."""
 
     @abstractmethod
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         """What the denoiser is told of sizes and crops, one row per (height, width) of `original`; {} for most
-        families.
+        families. `at` is the share of what is over that lies above and left of the crop.
         """
 
     def move(self, device: torch.device | str, *parts: Literal["text_encoder", "vae"]) -> None:
@@ -88,8 +90,18 @@ class Backbone(ABC):
         return without + scale * (given - without)
 
     @abstractmethod
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels in [-1, 1], (images, 3, height, width) -> (mean, standard deviation) of the latents, scaled as the
+        denoiser expects; the deviation is 0 where the autoencoder knows none.
+        """
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels in [-1, 1], (images, 3, height, width) -> posterior mean, scaled as the denoiser expects."""
+        return self.posterior(pixels)[0]
+
+    def release(self) -> None:
+        """Free the weights of autoencoder and text encoders: nothing is encoded or decoded any more."""
+        self.move("meta", "text_encoder", "vae")
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:

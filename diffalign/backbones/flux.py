@@ -55,7 +55,9 @@ class Flux(Backbone):
     def unread(self, prompt: str) -> str:
         return texts.unread(self.pipe.tokenizer_2, prompt, self.tokens)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     def guidance_conditioning(self, scale: float) -> Conditioning:
@@ -64,8 +66,8 @@ class Flux(Backbone):
     def unconditional(self, scale: float) -> bool:
         return False
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return images.encode(self.pipe.vae, pixels)
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return images.posterior(self.pipe.vae, pixels)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return images.decode(self.pipe.vae, latents)

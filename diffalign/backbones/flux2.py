@@ -56,19 +56,19 @@ class Flux2Klein(Backbone):
         framed = texts.chat(self.pipe.tokenizer, prompt, thinking=False)
         return texts.unread(self.pipe.tokenizer, prompt, self.tokens, framed)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     def unconditional(self, scale: float) -> bool:
         return scale > 1 and not self.pipe.config.is_distilled
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        latents = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist.mode()
-        mean, std = self._statistics(latents)
-        n, c, h, w = latents.shape
-        patches = latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4)
-        return (patches.reshape(n, 4 * c, h // 2, w // 2) - mean) / std
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist
+        mean, std = self._statistics(found.mode())
+        return (_patches(found.mode()) - mean) / std, _patches(found.std) / std
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -114,3 +114,9 @@ class Flux2Klein(Backbone):
     def pipeline(self, denoiser: nn.Module) -> Flux2KleinPipeline:
         parts = {**self.pipe.components, "transformer": denoiser}
         return type(self.pipe)(**parts, is_distilled=self.pipe.config.is_distilled)
+
+
+def _patches(latents: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n, 4c, h/2, w/2): 2x2 patches as channels."""
+    n, c, h, w = latents.shape
+    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, 4 * c, h // 2, w // 2)

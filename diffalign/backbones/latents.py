@@ -7,10 +7,15 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """(posterior mean - shift) * scale, shift and scale from the autoencoder's own config (no shift means 0)."""
-    mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-    return (mean if vae.config.shift_factor is None else mean - vae.config.shift_factor) * vae.config.scaling_factor
+def posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """((mean - shift) * scale, std * scale), shift and scale from the autoencoder's own config (no shift means 0)."""
+    found, shift, scale = encoded(vae, pixels), vae.config.shift_factor, vae.config.scaling_factor
+    return (found.mode() if shift is None else found.mode() - shift) * scale, found.std * scale
+
+
+def encoded(vae: Any, pixels: Tensor) -> Any:
+    """The autoencoder's posterior of pixels, as diffusers gives it."""
+    return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
 
 
 @torch.no_grad()

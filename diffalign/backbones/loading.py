@@ -1,9 +1,12 @@
 """What the families share in reading a pipeline: no guess from names, no network, no pickle."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import diffusers
 import torch
+import transformers
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -27,18 +30,20 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
     index = weights.index(source.folder)
     wanted = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     absent = {name: None for name, entry in wanted.items() if entry[0] is None or name in UNUSED}
-    for part in sorted(wanted.keys() - absent.keys()) if source.file is None else ():
+    hollow = {} if source.encoders else _hollow(source, wanted.keys() - absent.keys(), index)
+    for part in sorted(wanted.keys() - absent.keys() - hollow.keys()) if source.file is None else ():
         weights.check_part(source.folder / part)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity(logging.CRITICAL)  # their errors are raised too, and said by us in one line
         library.disable_progress_bar()
     try:
-        pipe = _from_file(kind, source, absent, dtype) if source.file else _from_folder(kind, source, absent, dtype)
+        given = absent | hollow
+        pipe = _from_file(kind, source, given, dtype) if source.file else _from_folder(kind, source, given, dtype)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         place = source.file or source.folder
         raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {said(error)}") from None
     for name, module in pipe.components.items():
-        if isinstance(module, nn.Module):
+        if isinstance(module, nn.Module) and name not in hollow:
             if missing := next((n for n, p in module.named_parameters() if p.is_meta), None):
                 raise InputError(f"{source.file or source.folder}: holds no tensor {missing} of the {name}")
             module.eval().requires_grad_(False)
@@ -50,7 +55,25 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
     return pipe
 
 
-def _from_folder(kind: type[P], source: weights.Source, absent: dict[str, None], dtype: torch.dtype) -> P:
+def _hollow(source: weights.Source, parts: Iterable[str], index: dict[str, Any]) -> dict[str, nn.Module]:
+    """Autoencoder and text encoders by their configuration, without memory for weights."""
+    made: dict[str, nn.Module] = {}
+    for name in sorted(parts):
+        library, kind = index[name]
+        try:
+            with torch.device("meta"):
+                if library == "diffusers" and name == "vae":
+                    known = getattr(diffusers, kind)
+                    made[name] = known.from_config(known.load_config(source.folder / name))
+                elif library == "transformers" and name.startswith("text_encoder"):
+                    known = getattr(transformers, kind)
+                    made[name] = known(known.config_class.from_pretrained(source.folder / name, local_files_only=True))
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InputError(f"{source.folder / name}: is no {kind} ({said(error)})") from None
+    return {name: module.eval().requires_grad_(False) for name, module in made.items()}
+
+
+def _from_folder(kind: type[P], source: weights.Source, absent: dict[str, Any], dtype: torch.dtype) -> P:
     # pickles are refused, not preferred against: use_safetensors=True raises where only a .bin file is there
     dtypes = {"default": dtype, "vae": _wide(dtype)}
     return kind.from_pretrained(
@@ -58,7 +81,7 @@ def _from_folder(kind: type[P], source: weights.Source, absent: dict[str, None],
     )
 
 
-def _from_file(kind: type[P], source: weights.Source, absent: dict[str, None], dtype: torch.dtype) -> P:
+def _from_file(kind: type[P], source: weights.Source, absent: dict[str, Any], dtype: torch.dtype) -> P:
     # without a config it would look for one on the hub; with a local folder it does not
     return kind.from_single_file(
         str(source.file), config=str(source.folder), **absent, torch_dtype=_wide(dtype), local_files_only=True

@@ -60,15 +60,17 @@ class PixArt(Backbone):
     def unread(self, prompt: str) -> str:
         return texts.unread(self.pipe.tokenizer, prompt, self.tokens)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         if not self.told_of_size:
             return {}
         rows, dtype = len(original), torch.promote_types(self.denoiser.dtype, torch.float32)
         sizes = torch.tensor([target] * rows, dtype=dtype)
         return {"resolution": sizes, "aspect_ratio": torch.tensor([[target[0] / target[1]]] * rows, dtype=dtype)}
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return images.encode(self.pipe.vae, pixels)
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return images.posterior(self.pipe.vae, pixels)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return images.decode(self.pipe.vae, latents)

@@ -65,7 +65,9 @@ class QwenImage(Backbone):
         length = self.tokens + self.pipe.prompt_template_encode_start_idx
         return texts.unread(self.pipe.tokenizer, prompt, length, framed)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     def guide(self, without: Tensor, given: Tensor, scale: float) -> Tensor:
@@ -74,10 +76,10 @@ class QwenImage(Backbone):
         return images.unpack(scaled, *given.shape[2:])
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        frames = pixels.to(self.pipe.vae.device, self.pipe.vae.dtype)[:, :, None]
-        mean, std = self._statistics(frames)
-        return ((self.pipe.vae.encode(frames).latent_dist.mode() - mean) / std)[:, :, 0]
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = images.encoded(self.pipe.vae, pixels[:, :, None])
+        mean, std = self._statistics(found.mode())
+        return ((found.mode() - mean) / std)[:, :, 0], (found.std / std)[:, :, 0]
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -63,13 +63,15 @@ class Sana(Backbone):
         length = len(self.pipe.tokenizer.encode(instruction)) + self.tokens - 2
         return texts.unread(self.pipe.tokenizer, prompt, length, instruction + prompt)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         latent = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, self.pipe.vae.dtype), return_dict=False)[0]
-        return latent * self.pipe.vae.config.scaling_factor
+        return latent * self.pipe.vae.config.scaling_factor, torch.zeros_like(latent)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ class SD(Backbone):
     def unread(self, prompt: str) -> str:
         return texts.unread(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     def guidance_conditioning(self, scale: float) -> Conditioning:
@@ -55,8 +57,8 @@ class SD(Backbone):
     def unconditional(self, scale: float) -> bool:
         return scale > 1 and self.denoiser.config.time_cond_proj_dim is None
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return images.encode(self.pipe.vae, pixels)
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return images.posterior(self.pipe.vae, pixels)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return images.decode(self.pipe.vae, latents)

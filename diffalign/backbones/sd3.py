@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from diffalign.backbones import latents as images
 from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
@@ -64,13 +65,15 @@ class SD3(Backbone):
             return texts.unread(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
         return texts.unread(self.pipe.tokenizer_3, prompt, self.max_sequence_length)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        mean = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist.mode()
-        return (mean - self.pipe.vae.config.shift_factor) * self.pipe.vae.config.scaling_factor
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found, config = images.encoded(self.pipe.vae, pixels), self.pipe.vae.config
+        return (found.mode() - config.shift_factor) * config.scaling_factor, found.std * config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from diffalign.backbones import latents as images
 from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import process_of, read_pipeline, shape_of
@@ -54,8 +55,10 @@ class SDXL(Backbone):
     def unread(self, prompt: str) -> str:
         return texts.unread(self.pipe.tokenizer, prompt, self.pipe.tokenizer.model_max_length)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
-        rows = [(*size, *_corner(size, target), *target) for size in original]
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
+        rows = [(*size, *_corner(size, target, at), *target) for size in original]
         return {"time_ids": torch.tensor(rows, dtype=torch.promote_types(self.denoiser.dtype, torch.float32))}
 
     def guidance_conditioning(self, scale: float) -> Conditioning:
@@ -65,9 +68,9 @@ class SDXL(Backbone):
         return scale > 1 and self.denoiser.config.time_cond_proj_dim is None
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        mean = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, self.pipe.vae.dtype)).latent_dist.mode()
-        return mean * self.pipe.vae.config.scaling_factor
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found, scale = images.encoded(self.pipe.vae, pixels), self.pipe.vae.config.scaling_factor
+        return found.mode() * scale, found.std * scale
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -102,7 +105,8 @@ class SDXL(Backbone):
         return type(self.pipe)(**{**self.pipe.components, "unet": denoiser})
 
 
-def _corner(original: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """(top, left) of the centre crop of `target` from a picture whose shorter side was first scaled to fit it."""
+def _corner(original: tuple[int, int], target: tuple[int, int], at: tuple[float, float]) -> tuple[int, int]:
+    """(top, left) of the crop of `target` from a picture scaled to cover it, at the shares `at` of what is over."""
     scale = max(t / o for t, o in zip(target, original, strict=True))
-    return tuple((max(t, round(o * scale)) - t) // 2 for t, o in zip(target, original, strict=True))
+    sides = zip(target, original, at, strict=True)
+    return tuple(int((max(t, round(o * scale)) - t) * share) for t, o, share in sides)

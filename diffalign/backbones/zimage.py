@@ -60,7 +60,9 @@ class ZImage(Backbone):
         framed = texts.chat(self.pipe.tokenizer, prompt, thinking=True)
         return texts.unread(self.pipe.tokenizer, prompt, self.tokens, framed)
 
-    def size_conditioning(self, original: Sequence[tuple[int, int]], target: tuple[int, int]) -> Conditioning:
+    def size_conditioning(
+        self, original: Sequence[tuple[int, int]], target: tuple[int, int], at: tuple[float, float] = (0.5, 0.5)
+    ) -> Conditioning:
         return {}
 
     def unconditional(self, scale: float) -> bool:
@@ -69,8 +71,8 @@ class ZImage(Backbone):
     def guide(self, without: Tensor, given: Tensor, scale: float) -> Tensor:
         return given + scale * (given - without)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return images.encode(self.pipe.vae, pixels)
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return images.posterior(self.pipe.vae, pixels)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return images.decode(self.pipe.vae, latents)

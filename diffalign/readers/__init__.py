@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from diffalign.readers import columns, hpd, imagereward_db, open_image_preferences, pickapic, rapidata
+from diffalign.readers import columns, hpd, hub, imagereward_db, open_image_preferences, pickapic, rapidata
 from diffalign.readers.base import Entry, Reader, RowError
 from diffalign.readers.files import File, arrow, parquet, renamed, table
 from diffalign.readers.layouts import PICTURES, layout
@@ -39,15 +39,12 @@ def _files(source: Path) -> list[Path]:
 
 
 def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[Reader, list[File], list[Path]]:
-    """(the reader, the files it reads, those of another kind) of a file or folder.
+    """(the reader, the files it reads, those of another kind) of a file, a folder, or a set on the hub.
 
     `mapping` says which column stands for which. Raises InputError where the columns are of no known set, or of two.
     """
     if not source.exists():
-        raise InputError(
-            f"{source}: no such file or folder; a set on the hub is downloaded first: "
-            f"hf download {source} --repo-type dataset --local-dir DIR"
-        )
+        return _remote(source, reader, mapping)
     if (source / "diffalign.json").exists():
         raise InputError(f"{source}: is a record folder already")
     if source.is_file():
@@ -62,14 +59,29 @@ def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[
     if pictures:
         known, refusals = _known([pictures], reader, mapping)
     if not known:
-        raise (
-            refusals[0]
-            if refusals
-            else InputError(
-                f"{source}: holds no rows (Parquet, CSV, JSON, tar), no chosen/ and rejected/, and no pictures "
-                f"({', '.join(PICTURES[:4])}) named …_w and …_l or …_0, …_1"
-            )
+        nothing = (
+            f"{source}: holds no rows (Parquet, CSV, JSON, tar), no chosen/ and rejected/, and no pictures "
+            f"({', '.join(PICTURES[:4])}) named …_w and …_l or …_0, …_1"
         )
+        raise refusals[0] if refusals else InputError(nothing)
+    return _only(source, known, paths)
+
+
+def _remote(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[Reader, list[File], list[Path]]:
+    there = hub.named(source)
+    if there is None:
+        raise InputError(f"{source}: no such file or folder; a set on the hub is named owner/name")
+    files = hub.files(*there)
+    known, refusals = _known(files, reader, mapping)
+    if not known:
+        raise refusals[0]
+    return _only(source, known, [f.path for f in files])
+
+
+def _only(
+    source: Path, known: Mapping[str, list[File]], paths: Sequence[Path]
+) -> tuple[Reader, list[File], list[Path]]:
+    """The one reader that knows files of a source; raises InputError where there are several."""
     if len(known) > 1:
         what = ", ".join(f"{name} ({files[0].path.name})" for name, files in known.items())
         raise InputError(f"{source}: holds sets of several kinds: {what}; name one file or --reader")

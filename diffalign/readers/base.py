@@ -115,6 +115,7 @@ class Verdict:
     dimension: str = "overall"
     rater: str | None = None
     weight: float = 1.0
+    votes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Entry:
 class Reader:
     """A public schema. `needs` names the columns by which it is known ("a|b": either); `pictures` are the columns its
     slots point into, read only for rows that are kept; all other needed columns and `labels` are read before that.
+    `free` is whether its licence lets the pictures be passed on.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Reader:
     pictures: tuple[str, ...]
     entries: Callable[[Iterable[Row]], Iterator[Entry | RowError]]
     licence: str | None = None
+    free: bool = True
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The needed columns that are not there."""
@@ -173,9 +176,9 @@ def present(row: Row, names: str) -> str:
 UNLABELLED = Verdict("pair", "unlabelled")
 
 
-def pair(p: float, dimension: str = "overall") -> Verdict:
+def pair(p: float, dimension: str = "overall", votes: tuple[int, int] | None = None) -> Verdict:
     """P(first is better) = p; one half is a tie."""
-    return Verdict("pair", "tie" if p == 0.5 else "decided", p=p, dimension=dimension)
+    return Verdict("pair", "tie" if p == 0.5 else "decided", p=p, dimension=dimension, votes=votes)
 
 
 def complementary(row: Row, first: str, second: str) -> Verdict:
@@ -193,8 +196,8 @@ def complementary(row: Row, first: str, second: str) -> Verdict:
     return pair(a)
 
 
-def shares(row: Row, first: str, second: str, dimension: str = "overall") -> Verdict | None:
-    """P(first is better) = a / (a + b) of two counts or weights of votes; None where there are no votes."""
+def shares(row: Row, first: str, second: str, dimension: str = "overall", *, counted: bool = False) -> Verdict | None:
+    """P(first is better) = a / (a + b) of two weights of votes, or counts (which are kept); None without votes."""
     a, b = row.number_or_none(first), row.number_or_none(second)
     if a is None or b is None:
         if a is not None or b is not None:
@@ -204,7 +207,10 @@ def shares(row: Row, first: str, second: str, dimension: str = "overall") -> Ver
     for field, value in ((first, a), (second, b)):
         if value < 0:
             raise row.error(field, "label out of range", f"is {value}, expected at least 0")
-    return pair(a / (a + b), dimension) if a + b > 0 else None
+    if a + b <= 0:
+        return None
+    counts = (int(a), int(b)) if counted and a.is_integer() and b.is_integer() and a + b < 2**53 else None
+    return pair(a / (a + b), dimension, counts)
 
 
 def ranking(row: Row, field: str, scores: list[float], dimension: str = "overall") -> Verdict:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,19 +18,21 @@ from diffalign.readers.base import Row
 from diffalign.records import InputError, digest
 
 Cells = Mapping[str, Any]
+Opened = Callable[[], pq.ParquetFile]
 Numbered = Callable[[Path], Iterable[tuple[int, Cells]]]
 
 
 @dataclass(frozen=True)
 class File:
     """A file of rows. `rows(columns)` gives them in order, without the pictures; `cells(columns)` gives a function from
-    the number of a row to its cells, to be asked in ascending order.
+    the number of a row to its cells, to be asked in ascending order. `stamp` is the name of a remote file's content.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: Callable[[Sequence[str]], Iterator[Row]]
     cells: Callable[[Sequence[str]], Callable[[int], Cells]]
+    stamp: str = ""
 
 
 def renamed(file: File, names: Mapping[str, str]) -> File:
@@ -50,19 +52,21 @@ def renamed(file: File, names: Mapping[str, str]) -> File:
         inner = file.cells([names.get(c, c) for c in wanted])
         return lambda number: {new.get(k, k): v for k, v in inner(number).items()}
 
-    return File(file.path, columns, rows, cells)
+    return File(file.path, columns, rows, cells, file.stamp)
 
 
-def parquet(path: Path) -> File:
-    """A Parquet file; raises InputError where it is not whole."""
-    file = _parquet(path)
-    return File(path, tuple(file.schema_arrow.names), partial(_parquet_rows, path), partial(_parquet_cells, path))
+def parquet(path: Path, remote: Callable[[], BinaryIO] | None = None, stamp: str = "") -> File:
+    """A Parquet file; raises InputError where it is not whole. `remote` opens one that lies elsewhere."""
+    opened = partial(_parquet, path, remote)
+    with opened() as file:
+        names = tuple(file.schema_arrow.names)
+    return File(path, names, partial(_parquet_rows, path, opened), partial(_parquet_cells, path, opened), stamp)
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def _parquet(path: Path, remote: Callable[[], BinaryIO] | None) -> pq.ParquetFile:
     try:
         # A buffered stream keeps one page of a column in memory rather than all of its row group.
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+        return pq.ParquetFile(remote() if remote else path, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, error) from None
 
@@ -71,10 +75,10 @@ def _broken(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path}: is not a whole Parquet file ({str(error).splitlines()[0][:80]}); fetch it again")
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, opened: Opened, columns: Sequence[str]) -> Iterator[Row]:
     number = 0
     try:
-        with _parquet(path) as file:
+        with opened() as file:
             for batch in file.iter_batches(1024, columns=list(columns)):
                 for values in batch.to_pylist():
                     yield Row(f"{path}, row {number}", number, values)
@@ -103,16 +107,16 @@ def arrow(path: Path) -> File:
     return File(path, tuple(table.column_names), rows, cells)
 
 
-def _parquet_cells(path: Path, columns: Sequence[str]) -> Callable[[int], Cells]:
-    walk = _walk_groups(path, list(columns))
+def _parquet_cells(path: Path, opened: Opened, columns: Sequence[str]) -> Callable[[int], Cells]:
+    walk = _walk_groups(path, opened, list(columns))
     next(walk)
     return walk.send
 
 
-def _walk_groups(path: Path, columns: list[str]) -> Generator[Cells, int, None]:
+def _walk_groups(path: Path, opened: Opened, columns: list[str]) -> Generator[Cells, int, None]:
     """Answers row numbers, sent in ascending order, with the cells; row groups without a wanted row are never read."""
     try:
-        with _parquet(path) as file:
+        with opened() as file:
             wanted, end = (yield {}), 0
             for group in range(file.num_row_groups):
                 start, end = end, end + file.metadata.row_group(group).num_rows
@@ -223,7 +227,9 @@ def fingerprint(files: Sequence[File]) -> str:
     parts: list[str | int | bytes] = []
     for file in files:
         parts.append(file.path.name)
-        if file.path.is_file():
+        if file.stamp:
+            parts.append(file.stamp)
+        elif file.path.is_file():
             with file.path.open("rb") as handle:
                 size = file.path.stat().st_size
                 handle.seek(max(0, size - 65536))

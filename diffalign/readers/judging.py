@@ -53,6 +53,7 @@ def _judgement(entry: Entry, number: int, prompt: str, images: Sequence[str], so
     known = {"status": said.status, "weight": said.weight, "dimension": said.dimension, "rater": said.rater}
     if said.kind == "pair":
         first, second = images
+        known["votes"] = said.votes
         return pair_record(prompt, first, second, said.p, source=source, **known)
     group = group_id(prompt, images)
     name = digest("judgement", group, *images, source, said.rater, said.dimension)

@@ -39,5 +39,7 @@ READERS = (
         labels=("label_1", "has_label", "model_0", "model_1", "user_id", "caption_0", "caption_1"),
         pictures=("jpg_0", "jpg_1"),
         entries=each(_entry),
+        licence="none on its card, so not to be passed on without asking its authors",
+        free=False,
     ),
 )

@@ -24,8 +24,8 @@ _HUB = "/resolve/"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was decoded whole. `look` is 64 bits that change little when the picture does (rows of an 8×9
-    thumbnail: darker or lighter than the neighbour).
+    """A picture that was decoded whole: its size as its camera was held. `look` is 64 bits that change little when the
+    picture does (rows of an 8×9 thumbnail: darker or lighter than the neighbour).
     """
 
     sha256: str
@@ -76,7 +76,10 @@ def _file(entry: Entry, slot: Slot, name: str, roots: Sequence[Path]) -> bytes:
             raise RowError(entry.where, slot.field, "image not downloaded", "is an address; nothing is fetched")
     parts = Path(os.path.normpath(name)).parts
     if "\0" in name or Path(name).is_absolute() or not parts or parts[0] == "..":
-        raise Outside(f"{entry.where}, field {slot.field}", f"{name!r} lies outside the data folder {roots[0]}")
+        where = f" {roots[0]}" if roots else ""
+        raise Outside(f"{entry.where}, field {slot.field}", f"{name!r} lies outside the data folder{where}")
+    if not roots:
+        raise RowError(entry.where, slot.field, "image not downloaded", f"{name} is a file beside the set on the hub")
     for root in roots:
         for path in (root / name, root / parts[-1]):
             if path.is_file():
@@ -97,7 +100,9 @@ def measure(found: bytes) -> Picture | str:
                 bits = np.diff(np.asarray(small, np.int16), axis=1).ravel() > 0
                 look = int("".join("1" if b else "0" for b in bits), 2)
                 name = hashlib.sha256(found).hexdigest()
-                return Picture(name, picture.width, picture.height, picture.mode, look)
+                lying = picture.getexif().get(0x0112) in (5, 6, 7, 8)
+                width, height = picture.size[::-1] if lying else picture.size
+                return Picture(name, width, height, picture.mode, look)
     except PIL.UnidentifiedImageError:
         return "is no picture"
     except _UNREADABLE as error:

@@ -19,7 +19,7 @@ def _entry(row: Row, verdicts: list[Verdict | None]) -> Entry:
 
 
 def _older(row: Row) -> Entry:
-    return _entry(row, [shares(row, "votes_image1", "votes_image2")])
+    return _entry(row, [shares(row, "votes_image1", "votes_image2", counted=True)])
 
 
 def _newer(row: Row) -> Entry:

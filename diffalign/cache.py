@@ -98,7 +98,8 @@ class Store:
 
     def _find(self, name: str) -> tuple[int, int] | None:
         first, second = _halves(name)
-        at = int(np.searchsorted(self._known, first))
+        # a plain int would make NumPy compare as float64, which knows 53 of 64 bits
+        at = int(np.searchsorted(self._known, np.uint64(first)))
         while at < len(self._known) and self._known[at] == first:
             if self._places[at, 0] == second:
                 return int(self._places[at, 1]), int(self._places[at, 2])

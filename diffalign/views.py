@@ -80,7 +80,7 @@ def pixels(picture: PIL.Image.Image, view: View) -> Tensor:
     size = covering(picture.size, (view.width, view.height))
     left, top = corner(size, view)
     if size != picture.size:
-        picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
+        picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)
     if size != (view.width, view.height):
         picture = picture.crop((left, top, left + view.width, top + view.height))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -7,12 +7,13 @@ random numbers of the shapes that models have.
 
 import argparse
 import io
-import subprocess
-import sys
+import itertools
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -104,7 +105,7 @@ def _lacking(store: cache.Store, data: Dataset, name: str) -> Iterator[str]:
 
 
 def _batches(names: Iterator[str], count: int) -> Iterator[list[str]]:
-    while found := [name for name, _ in zip(names, range(count), strict=False)]:
+    while found := list(itertools.islice(names, count)):
         yield found
 
 
@@ -115,8 +116,8 @@ def visit(found: Material, steps: int, batch: int) -> None:
         found.told(visits)
 
 
-def probe(folder: Path, place: Path, side: int, steps: int) -> None:
-    """In a process of its own: seconds to the first batch, then the anonymous memory after many."""
+def probe(folder: Path, place: Path, side: int, steps: int, answer: Any) -> None:
+    """Seconds to the first batch, then the anonymous memory after many; in a process of its own."""
     start = time.monotonic()
     found = material(folder, place, side)
     visit(found, 1, 16)
@@ -125,26 +126,35 @@ def probe(folder: Path, place: Path, side: int, steps: int) -> None:
     pa.default_memory_pool().release_unused()
     status = Path("/proc/self/status").read_text().splitlines()
     anonymous = next(row.split()[1] for row in status if row.startswith("RssAnon"))
-    print("PROBE", first, int(anonymous) / 1000)
+    answer.send((first, int(anonymous) / 1000))
 
 
-def _probe(folder: Path, place: Path, side: int, steps: int) -> tuple[float, float]:
-    words = ("probe", str(folder), str(place), str(side), str(steps))
-    out = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True).stdout
-    first, anonymous = out.rsplit("PROBE", 1)[1].split()
-    return float(first), float(anonymous)
+def apart(call: Callable[..., object], *given: object) -> Any:
+    """What `call` sends from a process that is gone afterwards, with all the memory that it took."""
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=call, args=(*given, theirs))
+    child.start()
+    theirs.close()
+    found = ours.recv()
+    child.join()
+    return found
 
 
 def memory(place: Path, small: int = 1000, large: int = 100_000) -> None:
     """Anonymous memory of a loader of small latents, and the time to its first batch, when the index is there."""
     found = {}
     for pairs in (small, large):
-        folder = world(place / f"data-{pairs}", pairs)
-        first = _probe(folder, place / f"cache-{pairs}", 8, 0)[0]
-        found[pairs] = _probe(folder, place / f"cache-{pairs}", 8, 100)
+        folder, kept = place / f"data-{pairs}", place / f"cache-{pairs}"
+        apart(_world, folder, pairs)
+        first = apart(probe, folder, kept, 8, 0)[0]
+        found[pairs] = apart(probe, folder, kept, 8, 100)
         print(f"{pairs} pairs: first start {first:.2f} s (index and caches made), then {found[pairs][0]:.2f} s")
     line(f"start on {large} pairs, index there", found[large][0], 3, "s")
     line(f"anonymous memory, {large} over {small} pairs", found[large][1] - found[small][1], 50, "MB")
+
+
+def _world(place: Path, pairs: int, answer: Any) -> None:
+    answer.send(world(place, pairs))
 
 
 def loader(place: Path) -> None:
@@ -198,9 +208,6 @@ def _cost(call: object, times: int = 4) -> float:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["probe"]:
-        probe(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["size", "memory", "loader", "filling"])
     parser.add_argument("--place", type=Path, help="folder for data and caches, kept; by default a temporary one")

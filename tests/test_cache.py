@@ -63,6 +63,16 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
         store.rows(["nothing"])
 
 
+def test_every_row_of_many_is_found(tmp_path: Path) -> None:
+    ids = [f"row {n}" for n in range(3000)]
+    store = cache.Store(tmp_path, "texts", {})
+    numbers = {name: torch.tensor([float(n)]) for n, name in enumerate(ids)}
+    cache.fill(store, [ids[:1000], ids[1000:]], lambda batch: {"n": torch.stack([numbers[i] for i in batch])})
+    assert store.rows(ids)["n"].flatten().tolist() == list(range(3000))
+    assert not store.missing(ids)
+    assert store.missing([*ids, "row 3000"]) == {"row 3000"}
+
+
 def test_a_batch_of_one_is_shown_as_two(tmp_path: Path) -> None:
     compute = Counter()
     store = fill(tmp_path, compute, ids=IDS[:1])

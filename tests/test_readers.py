@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffalign import readers
+from diffalign import decoding, readers
 from diffalign.importing import import_
 from diffalign.readers import pictures
 from diffalign.readers.base import Entry, Reader, RowError
@@ -178,6 +178,15 @@ def test_paths_outside_the_data_folder_are_refused(tmp_path: Path, name: str) ->
     with pytest.raises(InputError, match=r"a.jsonl, line 1, field chosen: .* lies outside the data folder"):
         import_(path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sizes_are_those_of_pictures_held_upright() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    sink = io.BytesIO()
+    PIL.Image.new("RGB", (24, 16)).save(sink, format="JPEG", exif=exif)
+    found = pictures.measure(sink.getvalue())
+    assert (found.width, found.height) == decoding.rgb(sink.getvalue()).size == (16, 24)
 
 
 def bomb() -> bytes:

@@ -221,6 +221,16 @@ def test_the_empty_prompt_of_sdxl_is_zeros_where_its_pipeline_says_so(loaded: di
     assert not any(v.any() for v in backbone.encode_negative().values())
 
 
+def test_the_empty_prompt_of_sdxl_is_encoded_where_its_pipeline_says_so(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models["sdxl"], tmp_path / "model")
+    edit(folder / "model_index.json", force_zeros_for_empty_prompt=False)
+    backbone = backbones.load(str(folder))
+    negative, empty = backbone.encode_negative(), backbone.encode_prompts([""])
+    assert all(torch.equal(v, empty[k]) and v.any() for k, v in negative.items())
+
+
 # --- errors
 
 
@@ -275,6 +285,9 @@ def test_images_of_a_batch_do_not_touch_each_other(
         for name, value in changed.items():
             value[3] = value[0] if name in ("mask", "prompt_embeds") else value[3] + 1
         other = residuals(backbone, backbone.denoiser, noised, changed)
+        alone = backbone.process.noise(x0[:1], eps[:1], t[:1])
+        lonely = residuals(backbone, backbone.denoiser, alone, select(known, torch.tensor([0])))
+    torch.testing.assert_close(lonely, straight[:1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(shuffled, straight[order], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(other[:3], straight[:3], rtol=1e-5, atol=1e-5)
     assert (other[3] - straight[3]).abs().max() > 1e-5, "the denoiser listens to its prompt"

@@ -12,6 +12,7 @@ import safetensors.torch
 import tiny
 import torch
 import worlds
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from safetensors import safe_open
 from torch import Tensor
 
@@ -142,6 +143,24 @@ def test_kohya_of_flux_single_blocks_is_the_sum_of_its_parts() -> None:
     torch.testing.assert_close(change, torch.cat(expected))
     with pytest.raises(InputError, match="no place for module x_embedder"):
         adapters.kohya_flux({"x_embedder": adapter["single_transformer_blocks.0.attn.to_q"]}, model)
+
+
+def test_kohya_of_flux_as_published_is_read_by_diffusers() -> None:
+    """Its reader knows the widths of the published model alone; one block of each kind, without weights."""
+    with torch.device("meta"):
+        model = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+    generator = torch.Generator().manual_seed(0)
+    adapter = {}
+    for name, layer in model.named_modules():
+        if "blocks." in name and isinstance(layer, torch.nn.Linear) and name.split("blocks.0.")[1].startswith("attn."):
+            down = torch.randn(2, layer.in_features, generator=generator)
+            adapter[name] = adapters.Factors(down, torch.randn(layer.out_features, 2, generator=generator), 3.0)
+    assert len(adapter) == 8 + 3
+    read = _convert_kohya_flux_lora_to_diffusers(adapters.kohya_flux(adapter, model))
+    x = torch.randn(3072, generator=generator)
+    for name, factors in adapter.items():
+        down, up = (read[f"transformer.{name}.lora_{side}.weight"] for side in "AB")
+        torch.testing.assert_close(up @ (down @ x), 1.5 * factors.up @ (factors.down @ x), rtol=1e-4, atol=1e-3)
 
 
 def test_keys_are_those_that_the_interfaces_know(

@@ -83,6 +83,19 @@ def test_frozen_reference_does_not_change_in_twenty_steps_nor_across_a_resume(ru
     assert same(weights(again), weights(trainer))
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+@pytest.mark.parametrize("policy", ADAPTATIONS, ids=repr)
+def test_the_first_margin_is_0_in_every_precision(
+    run: Run, models: dict[str, Path], family: str, policy, tmp_path: Path
+) -> None:
+    for precision in ("float32", "bfloat16", "float16", "float64"):
+        out = str(tmp_path / precision)
+        trainer = Trainer(change(run, model=str(models[family]), policy=policy, precision=precision, out=out))
+        first = next(iter(trainer)).metrics
+        assert (first["margin"], first["accuracy"]) == (0.0, 0.5), precision
+        assert first["chosen_error"] == first["rejected_error"] == 0.0, precision
+
+
 @pytest.mark.parametrize("policy", ADAPTATIONS, ids=repr)
 def test_hard_copies_are_the_policy_at_their_step_and_nothing_else(run: Run, policy) -> None:
     trainer = Trainer(change(run, policy=policy, reference=HardCopy(every=3), steps=8))

@@ -102,21 +102,21 @@ def judge(data: dataset.Dataset, policy: Tensor, reference: Tensor) -> dict[str,
     return {n: [float(v.mean()), *map(float, e)] for n, v, e in zip(values, stacked, ends, strict=True)}
 
 
-def prepare(models: Path, out: Path, sizes: Sizes, grounds: Sequence[str]) -> None:
+def prepare(models: Path, out: Path, sizes: Sizes, todo: Sequence[Task]) -> None:
     """Write the data, and for each ground the reference's held-out errors, so that tasks only read."""
     write_world(out / "train", "train", sizes.train, tuple(GROUP))
     write_world(out / "held", "dev", sizes.held, ("pair",))
     write_taste(out / "train", "train", sizes.train)
     write_taste(out / "held", "dev", sizes.held)
-    for ground in grounds:
-        run = held_run(models, out, ground)
-        backbone = backbones.load(run.model)
-        for kind in (*GROUP, "taste"):
-            there = dataclasses.replace(run, data=str(out / "train" / kind), out=str(_cache(out, ground, kind)))
-            material.prepare(there, dataset.Dataset(Path(there.data)), backbone)
-        backbone.process = states.process(run.states, backbone.process)
-        for kind in ("pair", "taste"):
-            _, reference = held_errors(held_run(models, out, ground, kind), backbone, backbone.denoiser)
+    for ground in sorted({task.ground for task in todo}):
+        runs = [run_of(task, models, out, sizes) for task in todo if task.ground == ground]
+        backbone = backbones.load(runs[0].model)
+        for run in {run.out: run for run in runs}.values():
+            material.prepare(run, dataset.Dataset(Path(run.data)), backbone)
+        for kind in ("pair", "taste") if any(isinstance(run.objective, SFT) for run in runs) else ("pair",):
+            run = held_run(models, out, ground, kind)
+            backbone.process = states.process(run.states, backbone.process)
+            _, reference = held_errors(run, backbone, backbone.denoiser)
             np.save(out / f"reference-{kind}-{ground}.npy", reference.numpy())
 
 
@@ -203,7 +203,7 @@ def tasks(only: Sequence[str], grounds: Sequence[str]) -> list[Task]:
 
 def table(models: Path, out: Path, todo: Sequence[Task], sizes: Sizes, workers: int) -> list[dict[str, Any]]:
     """The rows of all tasks, each also at OUT/rows, from where it is read again; raises what a task raises."""
-    prepare(models, out, sizes, sorted({task.ground for task in todo}))
+    prepare(models, out, sizes, todo)
     rows = {t: out / "rows" / f"{t.method}-{t.ground}.json" for t in todo}
     missing = [t for t in todo if not _there(rows[t], made_from(t, models, out, sizes))]
     context = multiprocessing.get_context("spawn")

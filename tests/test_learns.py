@@ -141,6 +141,6 @@ def test_it_learns(learns: ModuleType, tmp_path: Path, method: str, ground: str)
         pytest.skip(str(missing))
     sizes = learns.Sizes(train=64, held=192, steps=20)
     task = learns.Task(method, ground)
-    learns.prepare(models, tmp_path, sizes, [ground])
+    learns.prepare(models, tmp_path, sizes, [task])
     row = learns.perform(task, models, tmp_path, sizes)
     assert learns.learned(row), row

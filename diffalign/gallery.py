@@ -15,6 +15,7 @@ from diffalign.readers.pictures import FORMATS
 SIDE = 256
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a }
+pre { overflow-x: auto } h1, li { overflow-wrap: anywhere }
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top }
 .row { border-top: 1px solid #ddd; padding: 1rem 0 }
 .sides { display: flex; gap: 1rem; flex-wrap: wrap }

@@ -29,6 +29,9 @@ NAMES = {
     "ict": ("diffalign.scorers.icthp", "ict"),
     "hp": ("diffalign.scorers.icthp", "hp"),
     "icthp": ("diffalign.scorers.icthp", "icthp"),
+    "mps": ("diffalign.scorers.mps", "mps"),
+    "hpsv3": ("diffalign.scorers.hpsv3", "hpsv3"),
+    "vqascore": ("diffalign.scorers.vqascore", "vqascore"),
     "judge": ("diffalign.scorers.judge", "judge"),
 }
 # What only measures: no preference is ever made of these.

@@ -47,7 +47,7 @@ class Scorer:
             the judge's authors state no probability.
         account: Says, of the loaded function, what its answers have cost; None where they cost nothing.
         blind: Whether it looks at the image only, so that no prompt is needed.
-        towers: Whether the loaded function is `Networks`, whose precision may be lowered and which have a gradient.
+        towers: Whether the loaded function holds networks, whose precision its `cast` may lower.
     """
 
     name: str
@@ -92,7 +92,9 @@ class Scorer:
 
         Raises InputError for a judge that has none.
         """
-        if not self.towers:
+        from diffalign.scorers.networks import Networks
+
+        if not isinstance(self.function, Networks):
             raise InputError(f"scorer {self.name}: has no gradient with respect to the pixels")
         return self.function.differentiable(pixels, prompts)
 

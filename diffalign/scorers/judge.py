@@ -1,9 +1,10 @@
-"""Any vision-language model behind an OpenAI-compatible server as a judge, of one image or of two."""
+"""Any vision-language model, behind an OpenAI-compatible server or in this process, as a judge of one image or two."""
 
 import dataclasses
 import functools
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,18 +13,22 @@ from PIL.Image import Image
 
 from diffalign.manifest import write_atomically
 from diffalign.records import InputError, digest
-from diffalign.scorers import answers, questions
+from diffalign.scorers import answers, checkpoints, local, questions
 from diffalign.scorers.base import Answers, Scorer
 from diffalign.scorers.comparisons import Comparison, both
+from diffalign.scorers.local import Local
 from diffalign.scorers.questions import Question
 from diffalign.scorers.server import Reply, Server, picture
 
 # What changes an answer; the rest says only how the server is reached.
-_TRANSPORT = ("url", "key", "concurrency", "timeout", "retries", "prices", "store")
+_TRANSPORT = ("url", "key", "concurrency", "timeout", "retries", "prices", "store", "precision")
+# the url of a model in this process
+LOCAL = "local"
 
 
 def judge(place: str) -> Scorer:
-    """The judge "QUESTION,URL,MODEL": a shipped question or FILE.toml, a server up to "/v1", the model's name there.
+    """The judge "QUESTION,URL,MODEL": a shipped question or FILE.toml, a server up to "/v1", the model's name there; or
+    "QUESTION,local,FOLDER", a folder or hub id in transformers' layout, asked in this process.
 
     URL and MODEL may stand in the file instead. Its scores are the question's numbers, in its range.
     """
@@ -33,6 +38,9 @@ def judge(place: str) -> Scorer:
         raise InputError(f"scorer judge: {what}; `diffalign judge` asks it")
     plain = {k: v for k, v in dataclasses.asdict(question).items() if k not in _TRANSPORT}
     revision = digest(json.dumps(plain, sort_keys=True, default=str))
+    if question.url == LOCAL:
+        weights = checkpoints.revision(local.place_of(question.model))
+        revision = digest(revision, weights, question.precision)
     return Scorer(f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account())
 
 
@@ -46,19 +54,21 @@ def configured(place: str) -> tuple[str, Question]:
     for what in ("url", "model"):
         if not getattr(question, what):
             raise InputError(f"scorer judge: {file} names no {what}; judge={file},URL,MODEL")
-    Server(question.url, question.key)
+    if question.url != LOCAL:
+        Server(question.url, question.key)
     return name, question
 
 
 class Judge:
-    """A question and a server. Requests, tokens and unreadable answers are counted."""
+    """A question and who is asked: a server, or a model here. Requests, tokens and unreadable answers are counted."""
 
     def __init__(self, question: Question, pause: Callable[[float], None] | None = None) -> None:
         self.question = question
         q = question
-        self.server = Server(q.url, q.key, q.concurrency, q.timeout, q.retries)
-        if pause is not None:
-            self.server = dataclasses.replace(self.server, pause=pause)
+        if q.url == LOCAL:
+            self.server: Server | Local = local.Local(local.place_of(q.model), q.precision, q.concurrency)
+        else:
+            self.server = Server(q.url, q.key, q.concurrency, q.timeout, q.retries, pause or time.sleep)
         self.requests = self.repeated = self.missing = self.prompt_tokens = self.completion_tokens = 0
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> Answers:

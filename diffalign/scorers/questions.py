@@ -30,7 +30,9 @@ class Question:
         labels: What each captured text, in lower case, stands for: first, second, tie, both_good, both_bad.
         criteria: For a rubric, how the criteria are asked for; `{criteria}` in `prompt` is where they go.
         store: For a rubric, the folder where criteria are kept, one JSON file a prompt.
-        url, model, key, concurrency, timeout, retries: The server, see `Server`.
+        url, model, key, concurrency, timeout, retries: The server, see `Server`; "local" asks `model`, a folder or hub
+            id in transformers' layout, in this process.
+        precision: Of a model in this process, float32 or bfloat16.
         temperature, seed, max_tokens, top_logprobs: Sent with each request.
         extra: More fields of the request, as the server knows them.
         prices: Cost of a million prompt and completion tokens, to be told the cost.
@@ -49,6 +51,7 @@ class Question:
     store: str = "rubrics"
     url: str = ""
     model: str = ""
+    precision: str = "float32"
     key: str = "DIFFALIGN_JUDGE_KEY"
     concurrency: int = 8
     timeout: float = 120.0
@@ -109,6 +112,7 @@ def _checked(path: Path, q: Question) -> Question:
         "criteria": q.form == "rubric" and ("{prompt}" not in q.criteria) and "holds no {prompt}",
         "high": q.form == "digits" and not 0 <= q.low < q.high <= 9 and "digits are from 0 to 9; take form number",
         "low": q.low >= q.high and "is not below high",
+        "precision": q.precision not in ("float32", "bfloat16") and "is neither float32 nor bfloat16",
         "concurrency": q.concurrency < 1 and "is below 1",
         "timeout": q.timeout <= 0 and "is not above 0",
         "retries": q.retries < 0 and "is below 0",

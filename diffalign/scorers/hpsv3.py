@@ -1,0 +1,133 @@
+"""HPSv3: Qwen2-VL with a head at one token, trained on HPDv3 with an uncertainty that scoring does not use."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+
+from diffalign.scorers.base import Scorer
+from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, revision, split
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OFFICIAL, BASE, FILE = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct", "HPSv3.safetensors"
+_BASE = ("config.json", "preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer*.json")
+PIXELS = 256 * 28 * 28
+# layouts of transformers before 4.52 and since; the language model's own head is not used
+_RENAMES = ((r"^model\.visual\.", "visual."), (r"^model\.(?:language_model\.)?", "language_model."))
+_WORDS = (Path(__file__).parent / "prompts" / "hpsv3.txt").read_text(encoding="utf-8")
+
+
+def hpsv3(place: str) -> Scorer:
+    """The mean of the head's Gaussian, about -10 to 15, at the reward token behind image, instruction and prompt.
+
+    `place` is "FILE" or "FILE,BASE": the official HPSv3.safetensors, its folder or a hub id, and a folder or hub id
+    with configuration, tokenizer and image processor of Qwen2-VL-7B-Instruct (default: the hub cache); BASE's weights
+    are not read. The authors run it with `--precision bfloat16`. Its P(first is better) needs both deviations, which
+    scores do not hold. Source: Ma et al. 2025 (HPSv3), section 4; its instruction is part of the model's input.
+    """
+    file, base = split(place, 2)
+    path = file_in(locate(file, OFFICIAL, (FILE,)), FILE)
+    folder = locate(base, BASE, _BASE)
+    return Scorer("hpsv3", revision(path), f"PIL bicubic to {PIXELS} pixels", lambda: Hpsv3(path, folder), towers=True)
+
+
+class Hpsv3:
+    """The loaded scorer: a Qwen2-VL without its language head, and the head of two numbers, of which one is used."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
+
+        config = Qwen2VLConfig.from_pretrained(folder, local_files_only=True)
+        body, head = _parts(read(path))
+        embedded = body.get("language_model.embed_tokens.weight")
+        if embedded is not None:
+            config.text_config.vocab_size = len(embedded)
+        self.model = fit(Qwen2VLModel(config), body, path).to(device())
+        self.head = fit(_head(config.text_config.hidden_size), head, path).to(device())
+        self.words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.pictures = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        self.image = config.image_token_id
+        # the authors add one token behind those of the tokenizer
+        self.reward = len(self.words)
+        self.factor = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+
+    def cast(self, dtype: "torch.dtype") -> None:
+        """Compute the towers in `dtype`; the head stays in float32."""
+        self.model.to(dtype)
+
+    def __call__(self, images: Sequence[PIL.Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """Scores, float32, (images,)."""
+        import torch
+
+        sized = [image.convert("RGB").resize(sides(*image.size, self.factor), _BICUBIC) for image in images]
+        pixels = self.pictures(sized, do_resize=False, return_tensors="pt").to(self.model.device)
+        grid = pixels["image_grid_thw"]
+        counts = (grid.prod(-1) // self.model.config.vision_config.spatial_merge_size**2).tolist()
+        rows = [torch.tensor(self.tokens(p, n)) for p, n in zip(prompts, counts, strict=True)]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.words.pad_token_id)
+        ids = ids.to(self.model.device)
+        length = torch.tensor([len(row) for row in rows], device=ids.device)
+        # the authors' forward never sees the tokens' kinds, so all three axes count them one by one
+        position = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
+        with torch.no_grad():
+            hidden = self.model(
+                input_ids=ids, attention_mask=(position[0] < length[:, None]).long(), position_ids=position,
+                pixel_values=pixels["pixel_values"].to(self.model.dtype), image_grid_thw=grid, use_cache=False,
+            ).last_hidden_state  # fmt: skip
+            return self.head(hidden[ids == self.reward].float())[:, 0].cpu().numpy()
+
+    def tokens(self, prompt: str, patches: int) -> list[int]:
+        """The conversation as ids: special tokens where they belong, the prompt as plain text whatever it says."""
+        before, after = _WORDS.replace("{prompt}", prompt).rsplit("<|Reward|>", 1)
+        opened = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        head, seen, tail = (
+            self.words.encode(text, add_special_tokens=False)
+            for text in (opened, "<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n")
+        )
+        said = [self.words(text, add_special_tokens=False, split_special_tokens=True) for text in (before, after)]
+        before_ids, after_ids = (found["input_ids"] for found in said)
+        return [*head, *[self.image] * patches, *seen, *before_ids, self.reward, *after_ids, *tail]
+
+
+_BICUBIC = PIL.Image.Resampling.BICUBIC
+
+
+def sides(width: int, height: int, factor: int) -> tuple[int, int]:
+    """(width, height) as multiples of `factor` with about PIXELS pixels, never more where it was more before."""
+    near = [max(1, round(length / factor)) for length in (width, height)]
+    scale = math.sqrt(width * height / PIXELS)
+    if near[0] * near[1] * factor**2 > PIXELS:
+        near = [max(1, math.floor(length / scale / factor)) for length in (width, height)]
+    elif near[0] * near[1] * factor**2 < PIXELS:
+        near = [math.ceil(length / scale / factor) for length in (width, height)]
+    return near[0] * factor, near[1] * factor
+
+
+def _parts(state: Mapping[str, "torch.Tensor"]) -> tuple[dict[str, "torch.Tensor"], dict[str, "torch.Tensor"]]:
+    """(the tensors of Qwen2VLModel by today's names, those of the head)."""
+    body, head = {}, {}
+    for name, tensor in state.items():
+        if name.startswith("rm_head."):
+            head[name.removeprefix("rm_head.")] = tensor
+        elif not name.startswith("lm_head."):
+            for before, after in _RENAMES:
+                name, changed = re.subn(before, after, name)
+                if changed:
+                    break
+            body[name] = tensor
+    return body, head
+
+
+def _head(width: int) -> "nn.Module":
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )

@@ -23,6 +23,7 @@ FLOORS = {
     "comparing": 2, "readers": 2, "importing": 2, "pushing": 2, "judging": 2, "measuring": 2, "journal": 2,
     "selecting": 1, "fifa": 1, "buckets": 1, "views": 1, "index": 1, "material": 3, "observations": 2, "gallery": 2,
     "grouping": 2, "gathering": 2, "captioning": 2,
+    "combining": 1,
     "policy": 3, "states": 3, "sampling": 3, "export": 3, "passes": 3,
     "trainer": 4, "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,
     "curves": 4, "findings": 4, "pictures": 4,

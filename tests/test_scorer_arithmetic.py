@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import PIL.Image
 import pytest
+import safetensors.torch
 import tiny_scorers
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from transformers import CLIPModel
 
 from diffalign import scorers
 from diffalign.records import InputError
-from diffalign.scorers import checkpoints, hps, pixels, tokens
+from diffalign.scorers import checkpoints, hps, mps, pixels, tokens
 
 TEXTS = ["a red circle", "the cat’s “blue” square", "", "word " * 60]
 
@@ -155,6 +156,79 @@ def test_imagereward_from_its_published_tensors(tmp_path: Path, pictures: list[P
 
 
 # --- heads
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """Rotary positions as complex numbers: feature i and i + 32 are one, turned by position · 10000^(-i/32)."""
+    speed = 10000 ** (-torch.arange(32).double() / 32)
+    angle = torch.arange(len(x)).double()[:, None] * speed
+    y = torch.complex(x[:, :32], x[:, 32:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([y.real, y.imag], 1)
+
+
+def crossed(s: dict[str, torch.Tensor], x: torch.Tensor, words: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """MPS's layers from their tensors, one image, head by head, in float64."""
+    silu, width = torch.nn.functional.silu, tiny_scorers.MPS_WIDTH
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * s[f"{name}.norm.gamma"]
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        return x[:, : 4 * width] * silu(x[:, 4 * width :])
+
+    for i in range(2):
+        look, think = (f"cross_model.layers.{i}.{n}.fn" for n in (0, 1))
+        y = norm(x, look)
+        k, v = (words[heard] @ s[f"{look}.to_kv.weight"].T).split(64, 1)
+        q = (y @ s[f"{look}.to_q.weight"].T).split(64, 1)
+        found = torch.cat([(head @ k.T / 8).softmax(1) @ v for head in q], 1)
+        x = (
+            x
+            + found @ s[f"{look}.to_out.weight"].T
+            + gated(y @ s[f"{look}.ff.0.weight"].T) @ s[f"{look}.ff.2.weight"].T
+        )
+        y = norm(x, think) @ s[f"{think}.fused_attn_ff_proj.weight"].T
+        *q, k, v = y[:, : width + 128].split(64, 1)
+        found = torch.cat([(turned(head) @ turned(k).T / 8).softmax(1) @ v for head in q], 1)
+        x = x + found @ s[f"{think}.attn_out.weight"].T + gated(y[:, width + 128 :]) @ s[f"{think}.ff_out.1.weight"].T
+    return x
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_mps_from_its_published_tensors(tmp_path: Path, pictures: list[PIL.Image.Image], threshold: float) -> None:
+    folder = tiny_scorers.mps_folder(tmp_path)
+    state = {k: v.double() for k, v in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    judge = mps.Mps(folder / "model.safetensors", folder, threshold)
+    texts, clip = tiny_scorers.TEXTS[: len(pictures)], judge.model
+    ids = tiny_scorers.clip_tokenizer()([*texts, mps.CONDITION], padding="max_length", truncation=True, max_length=77)
+    with torch.no_grad():
+        said = clip.text_model(torch.tensor(ids["input_ids"]))
+        words, whole = (clip.text_projection(x).double() for x in (said.last_hidden_state, said.pooler_output))
+        seen = torch.stack([pixels.Cropped(24, floor=True)(p) for p in pictures])
+        seen = clip.visual_projection(clip.vision_model(seen).last_hidden_state).double()
+    wanted, kept = [], []
+    for n in range(len(texts)):
+        likeness = (words[n] @ words[-1].T).max(1).values
+        kept.append(likeness / likeness.max() > threshold)
+        looked = crossed(state, seen[n], words[n], kept[-1])[0]
+        wanted.append(float(np.exp(4) * torch.cosine_similarity(looked, whole[n], dim=0)))
+    assert not torch.stack(kept).all()
+    np.testing.assert_allclose(judge(pictures, texts), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_mps_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
+    folder = tiny_scorers.mps_folder(tmp_path)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    for change, said in (
+        ({"other": torch.zeros(1)}, r"1 not known \(other\)"),
+        ({"cross_model.layers.0.0.fn.to_q.weight": None}, r"1 missing \(layers.0.0.fn.to_q.weight\)"),
+        ({"model.text_projection.weight": None}, "is no MPS checkpoint"),
+    ):
+        changed = {k: v for k, v in (state | change).items() if v is not None}
+        tiny_scorers.save_safely(changed, folder / "model.safetensors")
+        with pytest.raises(InputError, match=said):
+            _ = scorers.load(f"mps={folder}").function
 
 
 def test_aesthetic_is_the_head_on_a_normal_embedding(tmp_path: Path, pictures: list[PIL.Image.Image]) -> None:

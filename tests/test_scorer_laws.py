@@ -1,6 +1,7 @@
 """Laws of every public judge, on tiny checkpoints in the published layouts: a score is of one image and one prompt."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import tiny_scorers
 import torch
 import worlds
 
-from diffalign import folders, scorers, scoring
-from diffalign.records import InputError
+from diffalign import decoding, folders, scorers, scoring
+from diffalign.records import Image, InputError, Prompt, digest, prompt_id
 from diffalign.scorers import Scorer
+from diffalign.scorers.networks import Remembered
+from diffalign.scorers.towers import Towers
 
 # judged without weights of their own, or tested elsewhere
-ELSEWHERE = {"gold", "gold_right", "shapes_clip", "clip", "judge"}
+ELSEWHERE = {"gold", "gold_right", "shapes_clip", "clip", "judge", "hpsv3", "vqascore"}
 BLIND = {"aesthetic", "aesthetic_v2.5", "hp"}
 NAMES = sorted(set(scorers.NAMES) - ELSEWHERE)
 TOLERANCE = 2e-5
@@ -82,6 +85,74 @@ def test_weights_from_disk_give_the_same_bits(
 
 
 @every
+def test_towers_in_bfloat16(
+    name: str, places: dict[str, str], loaded: dict[str, Scorer], pictures: list[PIL.Image.Image]
+) -> None:
+    texts, low = tiny_scorers.TEXTS, scorers.load(places[name]).lowered()
+    assert low.preprocessing == f"{loaded[name].preprocessing}, bfloat16 towers"
+    whole = low(pictures, texts)
+    near = {"rtol": 0, "atol": 0.05 * {"pickscore": np.exp(4), "mps": np.exp(4)}.get(name, 1.0)}
+    assert np.abs(whole - loaded[name](pictures, texts)).max() > 0
+    np.testing.assert_allclose(whole, loaded[name](pictures, texts), **near)
+    np.testing.assert_allclose([low([p], [t])[0] for p, t in zip(pictures, texts, strict=True)], whole, **near)
+    assert {p.dtype for tower in low.function.towers for p in tower.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["pickscore", "hpsv2", "mps"])
+def test_a_prompt_reads_the_same_whatever_is_read_beside_it(name: str, loaded: dict[str, Scorer]) -> None:
+    """Bit for bit, because what was read before is remembered, and an interrupted run has not read it."""
+    function = loaded[name].function
+    said = function.clip.said if name == "pickscore" else function.said
+    said.clear()
+    together = said(tiny_scorers.TEXTS)
+    for chosen in ([0], [3, 1], [4, 0, 2]):
+        said.clear()
+        assert torch.equal(said([tiny_scorers.TEXTS[i] for i in chosen]), together[chosen])
+
+
+def test_what_is_remembered_is_bounded(loaded: dict[str, Scorer]) -> None:
+    asked = []
+    said = Remembered(lambda prompts: asked.extend(prompts) or torch.tensor([[float(len(p))] for p in prompts]), most=2)
+    assert said(["a", "bb", "a", "ccc"]).flatten().tolist() == [1.0, 2.0, 1.0, 3.0]
+    assert said(["bb", "ccc"]).flatten().tolist() == [2.0, 3.0]
+    assert said(["a"]).flatten().tolist() == [1.0]
+    assert asked == ["a", "bb", "ccc", "a"]
+
+
+def test_work_is_counted_in_unique_images_and_prompts(
+    tmp_path: Path, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, decoded = Counter(), []
+    seen, said, rgb = Towers.seen, Towers._said, decoding.rgb
+    monkeypatch.setattr(Towers, "seen", lambda self, x: work.update(images=len(x)) or seen(self, x))
+    monkeypatch.setattr(Towers, "_said", lambda self, x: work.update(texts=len(x)) or said(self, x))
+    monkeypatch.setattr(decoding, "rgb", lambda data: decoded.append(data) or rgb(data))
+    prompts = [Prompt(prompt_id(t), t) for t in worlds.TEXTS[:3]]
+    rows = []
+    for n in range(12):  # six files, of which each is there twice, under two prompts
+        data, name = worlds.png(n % 6), digest("picture", n)
+        rows.append(Image(name, prompts[n // 4].id, {"bytes": data, "path": None}, digest(data), 32, 32, index=n % 4))
+    folders.begin(tmp_path / "images", folders.Manifest("sample", {}, 1))
+    folders.write_part(tmp_path / "images", "prompts", 0, prompts)
+    folders.write_part(tmp_path / "images", "images", 0, rows)
+    names = (places["pickscore"], places["clipscore"])
+    scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores", batch=4)
+    assert work == {"images": 2 * 6, "texts": 2 * 3}
+    assert len(decoded) == 6
+    work.clear()
+    scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores", batch=4)
+    assert not work
+    assert len(decoded) == 6
+    low = scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "low", batch=4, precision="bfloat16")
+    assert "12 images scored" in low
+    assert {s.preprocessing for s in folders.records(tmp_path / "low", "scores")} == {
+        "PIL bicubic, floor crop, bfloat16 towers", "PIL bicubic, rounded crop, bfloat16 towers",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="was made with scorers = "):
+        scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores", batch=4, precision="bfloat16")
+
+
+@every
 def test_transparent_and_palette_pictures(name: str, loaded: dict[str, Scorer]) -> None:
     plain = PIL.Image.new("RGB", (30, 20), "white")
     clear = PIL.Image.new("RGBA", (30, 20), (255, 0, 0, 0))
@@ -98,7 +169,7 @@ def test_probability_is_by_the_models_own_temperature(name: str, loaded: dict[st
             judge.probability(a, b)
         return
     found = judge.probability(a, b)
-    scale = {"pickscore": 1.0, "imagereward": 1.0333394966054072, "clipscore_original": np.exp(4.0) / 2.5}
+    scale = {"pickscore": 1.0, "mps": 1.0, "imagereward": 1.0333394966054072, "clipscore_original": np.exp(4.0) / 2.5}
     wanted = 1 / (1 + np.exp(-scale.get(name, np.exp(4.0)) * 0.1))
     np.testing.assert_allclose(found, [0.5, wanted, 1.0], rtol=1e-6)
     np.testing.assert_allclose(judge.probability(b, a), 1 - found, rtol=1e-6, atol=1e-12)

@@ -207,6 +207,38 @@ def hp_folder(place: Path, seed: int = 0) -> Path:
     return place
 
 
+MPS_WIDTH = 128
+
+
+def mps_folder(place: Path, seed: int = 0) -> Path:
+    """MPS in small, by its published names: heads of 80 and 64 in CLIP, of 64 in two layers that cross."""
+    text = {"vocab_size": 49408, "hidden_size": 64, "num_attention_heads": 1, "eos_token_id": 2}
+    vision = {"hidden_size": 160, "num_attention_heads": 2, "image_size": 24, "patch_size": 8}
+    both = {"intermediate_size": 48, "num_hidden_layers": 2, "hidden_act": "gelu"}
+    clip = CLIPModel(CLIPConfig(text_config=text | both, vision_config=vision | both, projection_dim=MPS_WIDTH))
+    state = {f"model.{name}": tensor for name, tensor in stirred(clip, seed).state_dict().items()}
+    state["model.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    generator, width, wide = torch.Generator().manual_seed(seed), MPS_WIDTH, 4 * MPS_WIDTH
+    for i in range(2):
+        look, think = (f"cross_model.layers.{i}.{n}.fn" for n in (0, 1))
+        shapes = {
+            f"{look}.to_q": (width, width), f"{look}.to_kv": (128, width), f"{look}.to_out": (width, width),
+            f"{look}.ff.0": (2 * wide, width), f"{look}.ff.2": (width, wide),
+            f"{think}.fused_attn_ff_proj": (width + 128 + 2 * wide, width), f"{think}.attn_out": (width, width),
+            f"{think}.ff_out.1": (width, wide),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            state[f"{name}.weight"] = torch.randn(shape, generator=generator) * shape[1] ** -0.5
+        for name in (look, think):
+            state[f"{name}.norm.gamma"] = 1 + 0.1 * torch.randn(width, generator=generator)
+            state[f"{name}.norm.beta"] = torch.zeros(width)
+        state[f"{think}.rotary_emb.inv_freq"] = 10000 ** (-torch.arange(0, 64, 2).float() / 64)
+    place.mkdir(parents=True, exist_ok=True)
+    save_safely(state, place / "model.safetensors")
+    clip_tokenizer().save_pretrained(place)
+    return place
+
+
 def all_places(place: Path) -> dict[str, str]:
     """Scorer name -> "name=place" of a tiny checkpoint of it."""
     clip = clip_folder(place / "clip")
@@ -217,6 +249,7 @@ def all_places(place: Path) -> dict[str, str]:
     siglip, best = siglip_folder(place / "siglip"), head_file(place / "best.pth", 32, "scoring_head.")
     quality = hp_folder(place / "hp", seed=2)
     places = {
+        "mps": mps_folder(place / "mps"),
         "aesthetic_v2.5": f"{best},{siglip}", "ict": clip, "hp": quality, "icthp": f"{clip},{quality}",
         "pickscore": clip, "clipscore": openai, "clipscore_original": openai, "hpsv2": hps, "hpsv2_aliased": hps,
         "hpsv2.1": hps, "hpsv2.1_aliased": hps, "imagereward": reward, "aesthetic": f"{head},{openai}",

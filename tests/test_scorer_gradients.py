@@ -1,0 +1,103 @@
+"""Scores with a gradient: the value is the exact mode's, the gradient that of finite differences."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_scorers
+import torch
+import worlds
+
+from diffalign import scorers
+from diffalign.records import InputError
+from diffalign.scorers import pixels
+
+NAMES = ("pickscore", "clipscore", "hpsv2", "hpsv2_aliased", "imagereward", "aesthetic", "aesthetic_v2.5", "icthp",
+         "mps", "shapes_clip")  # fmt: skip
+TEXTS = ["a red circle", "the blue square", "a house"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny_scorers.all_places(tmp_path_factory.mktemp("scorers")) | {"shapes_clip": "shapes_clip"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[PIL.Image.Image]:
+    place = tmp_path_factory.mktemp("pictures")
+    for n in range(3):
+        (place / f"{n}.png").write_bytes(worlds.png(n, (37, 48)))
+    return [PIL.Image.open(place / f"{n}.png").convert("RGB") for n in range(3)]
+
+
+def tensors(images: list[PIL.Image.Image]) -> torch.Tensor:
+    return torch.stack([pixels.unit(image) for image in images])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_gradient(name: str, places: dict[str, str], pictures: list[PIL.Image.Image]) -> None:
+    judge, x = scorers.load(places[name]), tensors(pictures)
+    exact = judge(pictures, TEXTS)
+    given = x.clone().requires_grad_()
+    value = judge.differentiable(given, TEXTS)
+    np.testing.assert_allclose(value.detach().numpy(), exact, rtol=1e-5, atol=1e-5)
+    near = judge.differentiable((x + 0.4 / 255).clamp(0, 1), TEXTS).detach().numpy()
+    np.testing.assert_allclose(near, exact, rtol=1e-5, atol=1e-5, err_msg="pixels are rounded to 8 bits")
+    (uphill,) = torch.autograd.grad(value.sum(), given)
+    step = (x + 4 / 255 * uphill.sign()).clamp(0, 1)
+    assert (judge.differentiable(step, TEXTS).detach().numpy() > exact).all(), "uphill is better in the exact mode"
+
+    function, wide = judge.function, x.double().requires_grad_()
+    function.cast(torch.float64)
+    forget(function)
+    (slope,) = torch.autograd.grad(judge.differentiable(wide, TEXTS).sum(), wide)
+    there = pixels.through(function.preprocess, wide).detach()
+
+    def along(amount: float) -> torch.Tensor:
+        """The score where the smooth pixels have moved that far from the exact ones."""
+        moved = [function.preprocess.smooth(a) - function.preprocess.smooth(b) for a, b in
+                 zip(wide.detach() + amount * way, wide.detach(), strict=True)]  # fmt: skip
+        with torch.no_grad():
+            return function.weigh(function.see(there + torch.stack(moved)), TEXTS).double()
+
+    way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = (along(1e-5) - along(-1e-5)) / 2e-5
+    found = (slope * way).flatten(1).sum(1)
+    assert float(found.abs().min()) > 1e-6
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=1e-8)
+
+
+def forget(value: object) -> None:
+    """Texts read in float32 are read again."""
+    for part in vars(value).values():
+        if type(part).__name__ == "Remembered":
+            part.clear()
+        elif type(part).__name__ == "Towers":
+            forget(part)
+        elif isinstance(part, list):
+            for one in part:
+                forget(one)
+
+
+def test_prompts_have_no_gradient_and_weights_none(places: dict[str, str], pictures: list[PIL.Image.Image]) -> None:
+    judge = scorers.load(places["imagereward"])
+    given = tensors(pictures).requires_grad_()
+    judge.differentiable(given, TEXTS).sum().backward()
+    assert given.grad is not None
+    assert all(p.grad is None for tower in judge.function.towers for p in tower.parameters())
+
+
+@pytest.mark.parametrize(
+    "resize", [pixels.Cropped(24, True), pixels.Cropped(24, False), pixels.Squashed(24), pixels.Padded(24, True)]
+)
+def test_smooth_pixels_miss_only_the_rounding(resize: pixels.Preprocess, pictures: list[PIL.Image.Image]) -> None:
+    for image in pictures:
+        exact, smooth = resize(image), resize.smooth(pixels.unit(image))
+        # one 8-bit level, in units of the smallest deviation
+        assert float((exact - smooth).abs().max()) < 1.1 / 255 / 0.26
+    x = tensors(pictures)
+    assert torch.equal(pixels.through(resize, x), torch.stack([resize(image) for image in pictures]))
+
+
+def test_judges_without_a_gradient_say_so() -> None:
+    with pytest.raises(InputError, match="scorer gold: has no gradient"):
+        scorers.load("gold").differentiable(torch.zeros(1, 3, 8, 8), ["a red circle"])

@@ -60,10 +60,11 @@ def test_value_and_gradient(name: str, places: dict[str, str], pictures: list[PI
             return function.weigh(function.see(there + torch.stack(moved)), TEXTS).double()
 
     way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = (along(1e-5) - along(-1e-5)) / 2e-5
+    # so short a way, because the embedded CLIP has kinks
+    wanted = (along(1e-7) - along(-1e-7)) / 2e-7
     found = (slope * way).flatten(1).sum(1)
     assert float(found.abs().min()) > 1e-6
-    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=1e-8)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
 
 
 def forget(value: object) -> None:

@@ -196,7 +196,7 @@ def test_clip_encodes_each_prompt_once_and_builds_no_graph(
     encode = function.model.encode_text
     monkeypatch.setattr(function.model, "encode_text", lambda tokens: seen.append(len(tokens)) or encode(tokens))
     function(pictures, TEXTS)
-    assert seen == [4]
+    assert seen == [1] * 4, "on the CPU each by itself"
     assert not any(p.requires_grad for p in function.model.parameters())
 
 

@@ -5,8 +5,10 @@ import io
 import json
 import resource
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import PIL.Image
@@ -558,3 +560,49 @@ def test_a_second_run_over_ten_thousand_images(tmp_path: Path, mine: Counter) ->
     assert done.stdout.endswith("False\n"), "a run that has nothing to do loads no torch"
     # processor seconds, which a busy machine does not change
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+# --- pictures that are odd
+
+
+def odd(kind: str) -> bytes:
+    """A picture of even grey, 100 of 255, in another mode; or one that is none."""
+    sink, grey = io.BytesIO(), PIL.Image.new("RGB", (6, 5), (100, 100, 100))
+    if kind == "animated":
+        grey.save(sink, "GIF", save_all=True, append_images=[PIL.Image.new("RGB", (6, 5), "white")])
+    elif kind == "sixteen":
+        PIL.Image.new("I;16", (6, 5), 100 * 257).save(sink, "PNG")
+    elif kind == "cmyk":
+        PIL.Image.new("CMYK", (6, 5), (0, 0, 0, 155)).save(sink, "TIFF")
+    elif kind == "rgba":
+        # half of black over white
+        PIL.Image.new("RGBA", (6, 5), (0, 0, 0, 155)).save(sink, "PNG")
+    elif kind == "gigantic":
+        head = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+        chunk = b"IHDR" + head
+        sink.write(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)))
+    else:
+        made = {"palette": grey.convert("P"), "grey": grey.convert("L"), "pixel": grey.crop((0, 0, 1, 1))}
+        made.get(kind, grey).save(sink, "PNG")
+    return sink.getvalue()[: -20 if kind == "cut" else None]
+
+
+def test_odd_pictures_are_read_or_said_to_be_unreadable(tmp_path: Path, mine: Counter) -> None:
+    kinds = ("animated", "sixteen", "cmyk", "rgba", "palette", "grey", "pixel", "plain", "gigantic", "cut", "empty")
+    prompt, rows = Prompt(prompt_id("x"), "x"), []
+    for kind in kinds:
+        data = odd(kind) if kind != "empty" else b""
+        rows.append(Image(kind, prompt.id, {"bytes": data, "path": None}, digest(kind), 6, 5))
+    folders.begin(tmp_path / "images", folders.Manifest("sample", {}, 1))
+    folders.write_part(tmp_path / "images", "prompts", 0, [prompt])
+    folders.write_part(tmp_path / "images", "images", 0, rows)
+    said = scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=tmp_path / "scores")
+    assert "11 images" in said
+    assert "3 values missing" in said
+    for score in folders.records(tmp_path / "scores", "scores"):
+        if score.image_id in ("gigantic", "cut", "empty"):
+            assert score.value is None
+            assert score.reason.startswith(f"image {score.image_id}: ")
+            assert "\n" not in score.reason
+        else:
+            assert score.value == pytest.approx(100, abs=1), score.image_id

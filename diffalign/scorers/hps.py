@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, revision
-from diffalign.scorers.networks import Networks, Remembered, lone
+from diffalign.scorers.networks import Networks, Remembered
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class Hps(Networks):
         return (normal(seen) * normal(self.said(prompts))).sum(-1)
 
     def _said(self, prompts: list[str]) -> "torch.Tensor":
-        return lone(self.model.encode_text, self.tokenize(prompts)["input_ids"].to(device()))
+        return self.model.encode_text(self.tokenize(prompts)["input_ids"].to(device()))
 
 
 def architecture(state: Mapping[str, "torch.Tensor"], path: Path) -> dict:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL.Image import Image
 
+from diffalign.scorers.checkpoints import device
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -72,7 +74,8 @@ class Networks(ABC):
 class Remembered:
     """What `encode` makes of prompts, (prompts, …), of which each is encoded once; the last `most` are kept.
 
-    `encode` has to give a row that does not depend on the others, else results depended on what was asked before.
+    On the CPU each is encoded alone: its last bits would depend on what is encoded beside it, and so those of a run on
+    where it was interrupted. A prompt's tokens are rows enough for a processor; a GPU takes all new prompts together.
     """
 
     def __init__(self, encode: Callable[[list[str]], "torch.Tensor"], most: int = 16384) -> None:
@@ -84,9 +87,11 @@ class Remembered:
 
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
         if new:
+            size = 1 if device() == "cpu" else len(new)
             with torch.no_grad():
-                # rows of their own, so that dropping one frees it
-                self.known |= {prompt: row.clone() for prompt, row in zip(new, self.encode(new), strict=True)}
+                rows = [row for i in range(0, len(new), size) for row in self.encode(new[i : i + size])]
+            # rows of their own, so that dropping one frees it
+            self.known |= {prompt: row.clone() for prompt, row in zip(new, rows, strict=True)}
         found = torch.stack([self.known[prompt] for prompt in prompts])
         for old in list(self.known)[: max(0, len(self.known) - self.most)]:
             del self.known[old]
@@ -95,8 +100,3 @@ class Remembered:
     def clear(self) -> None:
         """Forget everything."""
         self.known.clear()
-
-
-def lone(project: Callable[["torch.Tensor"], "torch.Tensor"], rows: "torch.Tensor") -> "torch.Tensor":
-    """project(rows), where a row alone goes in twice: matrix libraries take another path, and other bits, for one."""
-    return project(rows.expand(2, *rows.shape[1:]))[:1] if len(rows) == 1 else project(rows)

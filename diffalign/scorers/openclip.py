@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from diffalign import places
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.networks import Networks, Remembered, lone
+from diffalign.scorers.networks import Networks, Remembered
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ class OpenClip(Networks):
         return (normal(seen) * normal(self.said(prompts))).sum(-1)
 
     def _said(self, prompts: list[str]) -> "torch.Tensor":
-        return lone(self.model.encode_text, self.tokenizer(prompts).to(next(self.model.parameters()).device))
+        return self.model.encode_text(self.tokenizer(prompts).to(next(self.model.parameters()).device))
 
 
 def _preprocess(config: Mapping[str, object], transform: Callable) -> Callable:

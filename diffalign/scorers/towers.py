@@ -8,7 +8,7 @@ from torch import nn
 
 from diffalign.records import InputError
 from diffalign.scorers.checkpoints import device, open_pretrained
-from diffalign.scorers.networks import Remembered, lone
+from diffalign.scorers.networks import Remembered
 from diffalign.scorers.pixels import Cropped
 from diffalign.scorers.tokens import Tokenize
 
@@ -51,7 +51,7 @@ class Towers:
 
     def _said(self, prompts: list[str]) -> torch.Tensor:
         tokens = {name: ids.to(self.model.device) for name, ids in self.tokenize(prompts).items()}
-        return wide(lone(self.model.text_projection, self.model.text_model(**tokens).pooler_output))
+        return wide(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
 
 
 def normal(features: torch.Tensor) -> torch.Tensor:

@@ -32,8 +32,8 @@ def judge(
     Args:
         images: Record folder of images.
         question: two, two_text or four, or a FILE.toml of such a form.
-        url: The OpenAI-compatible server, up to and with /v1.
-        model: The model's name there.
+        url: The OpenAI-compatible server, up to and with /v1; or local, for a model in this process.
+        model: The model's name there, or its folder or hub id.
         out: Record folder to write.
         most: At most this many pairs of a prompt, chosen by chance where there are more.
         seed: Names that choice.

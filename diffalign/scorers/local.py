@@ -81,8 +81,8 @@ class Local:
             top = None
             if body.get("logprobs"):
                 best = logits[n].log_softmax(-1).topk(min(body.get("top_logprobs", 1), logits.shape[1]))
-                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                top = tuple((self.words.decode([token]), value) for token, value in pairs)
+                listed = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                top = tuple((self.words.decode([token]), value) for token, value in listed)
             finish = "stop" if count < len(said) else "length"
             found.append(Reply(text, top, finish, "", asked[n], min(count + 1, len(said))))
         return found

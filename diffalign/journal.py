@@ -9,7 +9,7 @@ from diffalign import folders, weights
 from diffalign.records import InputError
 from diffalign.run import Frozen, LoRA, Run, to_data
 
-_FREE = ("out", "push", "gradient_checkpointing", "log_every", "save_every", "keep")
+_FREE = ("out", "cache", "push", "gradient_checkpointing", "log_every", "save_every", "keep")
 
 
 def describe(out: Path, run: Run, recipe: dict[str, str], threads: int) -> dict[str, Any]:

@@ -280,12 +280,12 @@ def _lent(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> It
 @contextmanager
 def _off(adapters: list[BaseTunerLayer]) -> Iterator[None]:
     """Adapters off by their flag alone: diffusers' own toggle walks every module of the network and flips
-    requires_grad.
+    requires_grad. Written past `nn.Module.__setattr__`, which looks for parameters first.
     """
     for layer in adapters:
-        layer._disable_adapters = True
+        vars(layer)["_disable_adapters"] = True
     try:
         yield
     finally:
         for layer in adapters:
-            layer._disable_adapters = False
+            vars(layer)["_disable_adapters"] = False

@@ -1,10 +1,9 @@
 """Latents beside the pictures that were decoded from them: training takes them as they are, and encodes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -35,20 +34,27 @@ def read(folder: Path, index: int, ids: Sequence[str]) -> dict[str, Tensor]:
     """The latents of a part's images by id; those that are not there are left out."""
     file = place(folder, index)
     try:
-        with safe_open(file, "pt") as found:
-            known = set(found.keys())
-            return {name: found.get_tensor(name).clone() for name in ids if name in known}
-    except (OSError, SafetensorError):
+        return rows(dict.fromkeys(weights.header(file), file), ids)
+    except InputError:
         return {}
 
 
-def of(folder: Path, ids: Sequence[str], shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    """The kept latents of images of `folder` or its ancestors, of those that have some, of this shape and finite."""
+def index(folder: Path, ids: Collection[str]) -> dict[str, Path]:
+    """In which file the latents of images of `folder` or its ancestors are kept, of those that have some.
+
+    Raises InputError on a file that is damaged.
+    """
     wanted, found = set(ids), {}
     for ancestor in folders.lineage(folder):
         for file in sorted((ancestor / "latents").glob("part-*.safetensors")):
-            known = weights.header(file)
-            here = [name for name in known if name in wanted and tuple(known[name]) == shape]
-            if here:
-                found |= read(ancestor, int(file.stem.removeprefix("part-")), here)
-    return {name: value for name, value in found.items() if bool(torch.isfinite(value).all())}
+            found |= {name: file for name in weights.header(file) if name in wanted}
+    return found
+
+
+def rows(found: Mapping[str, Path], ids: Sequence[str]) -> dict[str, Tensor]:
+    """The kept latents of those of the ids that have some, by what `index` found."""
+    kept = {}
+    for file in dict.fromkeys(found[name] for name in ids if name in found):
+        with safe_open(file, "pt") as tensors:
+            kept |= {name: tensors.get_tensor(name).clone() for name in ids if found.get(name) == file}
+    return kept

@@ -29,11 +29,21 @@ class Ended:
 
 
 class Command:
-    """`diffalign WORDS` at work in the folder `cwd`; `largest` limits the size of any file that it writes, in bytes."""
+    """`diffalign WORDS` at work in the folder `cwd`; `largest` limits the size of any file that it writes, in bytes.
 
-    def __init__(self, *words: object, cwd: Path, largest: int | None = None) -> None:
-        self._said = (cwd / ".out", cwd / ".err")
-        arguments = ([str(w) for w in words], cwd, *self._said, largest)
+    `said` is where its output goes, where several are at work in one folder; `environment` is added to its own.
+    """
+
+    def __init__(
+        self,
+        *words: object,
+        cwd: Path,
+        largest: int | None = None,
+        said: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._said = ((said or cwd) / ".out", (said or cwd) / ".err")
+        arguments = ([str(w) for w in words], cwd, *self._said, largest, environment or {})
         self._process = _CONTEXT.Process(target=_main, args=arguments)
         self._process.start()
 
@@ -63,7 +73,8 @@ def run(*words: object, cwd: Path, largest: int | None = None) -> Ended:
     return Command(*words, cwd=cwd, largest=largest).ended()
 
 
-def _main(words: list[str], cwd: Path, out: Path, err: Path, largest: int | None) -> None:
+def _main(words: list[str], cwd: Path, out: Path, err: Path, largest: int | None, environment: dict[str, str]) -> None:
+    os.environ |= environment
     os.chdir(cwd)
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())

@@ -1,10 +1,12 @@
 """Sampling: a picture is a function of its names; what is drawn is not drawn twice; a mistake is one line."""
 
+import dataclasses
 import io
 import json
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import PIL.Image
 import pytest
 from commands import Command, contents, run
 
-from diffalign import backbones, folders, plan, streams, weights
+from diffalign import backbones, folders, keeping, plan, streams, weights
 from diffalign.records import InputError, Prompt, prompt_id
 from diffalign.sampling import Artist, Sampler, sample, to_png
 
@@ -174,6 +176,132 @@ def test_other_changes_are_refused_by_name(models: dict[str, Path], prompts: Pat
     assert contents(tmp_path / "out") == before
 
 
+def test_lists_of_several_sizes_are_drawn_size_by_size(models: dict[str, Path], tmp_path: Path) -> None:
+    sizes = [None, (48, 32), None, (32, 48), (48, 32)]
+    rows = [{"text": t} | ({"height": s[0], "width": s[1]} if s else {}) for t, s in zip(TEXTS, sizes, strict=True)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for n in (1, 2):
+        draw(models["sdxl"], tmp_path / "p.jsonl", tmp_path / "out", per_prompt=n)
+    draw(models["sdxl"], tmp_path / "p.jsonl", tmp_path / "whole")
+    found = pictures(tmp_path / "out")
+    assert {k: pixels(v).shape[:2] for k, v in found.items()} == {
+        (prompt_id(t), i): s or (32, 32) for t, s in zip(TEXTS, sizes, strict=True) for i in range(2)
+    }
+    whole = pictures(tmp_path / "whole")
+    assert max(np.abs(pixels(found[k]) - pixels(whole[k])).max() for k in found) <= 1
+    for part in (tmp_path / "out" / "images").iterdir():
+        rows = folders.read(tmp_path / "out", "images", ["width", "height"]).to_pylist()
+        assert {tuple(r.values()) for r in rows} == {(32, 32), (32, 48), (48, 32)}
+        assert part.suffix == ".parquet"
+
+
+# --- again
+
+
+def test_again_draws_the_same_bytes(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = {"scheduler": "EulerAncestralDiscreteScheduler", "guidance_interval": (0.0, 0.5), "steps": 4}
+    draw(models["sdxl"], prompts, out, batch=3, **options)
+    for row in folders.records(out, "images")[4:10:5]:
+        said = sample(out=out, again=row.id)
+        assert said.startswith(f"{out}/again/{row.id}.png: the recorded picture, byte for byte")
+        assert (out / "again" / f"{row.id}.png").read_bytes() == row.image["bytes"]
+    moved = Path(shutil.copytree(models["sdxl"], tmp_path / "moved"))
+    assert "byte for byte" in sample(out=out, again=row.id, model=str(moved))
+    with pytest.raises(InputError, match=r"was drawn by model .*, not .*; name the right --model"):
+        sample(out=out, again=row.id, model=str(models["sd"]))
+    with pytest.raises(InputError, match="images holds no 'nothing'"):
+        sample(out=out, again="nothing")
+
+
+def test_again_says_where_the_picture_is_another(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    draw(models["sdxl"], prompts, out, per_prompt=1)
+    rows = folders.records(out, "images")
+    wrong = [dataclasses.replace(r, sha256="0", image=rows[1].image, versions="torch 0") for r in rows[:2]]
+    folders.write_part(out, "images", 0, wrong)
+    with pytest.raises(
+        InputError, match=r"pixels are not as recorded, by \d+ of 255 .* drawn with torch 0, now"
+    ) as found:
+        sample(out=out, again=rows[0].id)
+    assert found.value.status == 1
+
+
+# --- what else is kept
+
+
+def test_latents_are_kept_beside_the_pictures(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    """They decode to the pictures, and are there again after an interruption or an extension."""
+    out = tmp_path / "out"
+    draw(models["sdxl"], prompts, out, keep_latents=True, per_prompt=1)
+    first = {p.name: p.read_bytes() for p in (out / "latents").iterdir()}
+    (out / "latents" / "part-00001.safetensors").unlink()
+    draw(models["sdxl"], prompts, out, keep_latents=True)
+    assert {n: (out / "latents" / n).read_bytes() for n in list(first)[:2]} == {n: first[n] for n in list(first)[:2]}
+    backbone = backbones.load(str(models["sdxl"]))
+    rows = {r.id: r for r in folders.records(out, "images")}
+    kept = keeping.rows(keeping.index(out, rows), list(rows))
+    assert kept.keys() == rows.keys()
+    for name, latents in kept.items():
+        decoded = backbone.decode_latents(latents[None])[0]
+        seen = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+        assert np.abs(seen - pixels(rows[name].image["bytes"])).max() <= 1
+    with pytest.raises(InputError, match="was made with keep_latents = True, not None"):
+        draw(models["sdxl"], prompts, out)
+
+
+def test_a_scorer_of_the_user_flags_pictures(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def red(images, prompts):\n"
+        "    assert len(images) == len(prompts)\n"
+        "    values = np.array([np.asarray(i)[..., 0].mean() for i in images])\n"
+        "    return np.where([p == 'large green' for p in prompts], np.nan, values)\n"
+    )
+    draw(models["sdxl"], prompts, tmp_path / "out", nsfw=f"{tmp_path}/mine.py:red", per_prompt=1)
+    for row, text in zip(folders.records(tmp_path / "out", "images"), TEXTS, strict=True):
+        assert row.nsfw == (None if text == "large green" else pixels(row.image["bytes"])[..., 0].mean())
+    with pytest.raises(InputError, match="was made with nsfw"):
+        draw(models["sdxl"], prompts, tmp_path / "out", per_prompt=1)
+
+
+def test_prompts_that_are_too_long_are_named(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\n" + "the blue square and " * 30 + "the end\n\na red circle\n")
+    with caplog.at_level("WARNING"):
+        said = draw(models["sdxl"], tmp_path / "p.txt", tmp_path / "out", per_prompt=1)
+    assert "2 images of 2 prompts (1 of them listed more than once, 1 empty lines left out);" in said
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("the end' is cut off")
+
+
+# --- several processes
+
+
+def test_two_processes_draw_what_one_does(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, uninterrupted: dict
+) -> None:
+    ends = [c.ended() for c in pair_of(models, tmp_path)]
+    assert [e.status for e in ends] == [0, 0], ends
+    assert ends[0].out.startswith("out: 30 images of 5 prompts")
+    assert ends[1].out == "out: process 2 of 2 has drawn its share\n"
+    assert contents(tmp_path / "out") == uninterrupted["sdxl"]
+
+
+def test_a_process_that_dies_ends_the_others_and_loses_nothing(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, uninterrupted: dict
+) -> None:
+    first, second = pair_of(models, tmp_path)
+    second.until((tmp_path / "out" / "images").exists).signal(signal.SIGKILL)
+    assert second.ended().status == -signal.SIGKILL
+    end = first.ended()
+    assert end.status == 2
+    assert end.err.endswith("another process of this command has ended; what is written stays, run it again\n")
+    assert run(*words(models, "out"), cwd=tmp_path).status == 0
+    assert contents(tmp_path / "out") == uninterrupted["sdxl"]
+
+
 # --- mistakes
 
 
@@ -242,6 +370,22 @@ def test_interrupted_ends_in_the_same_bytes(
     assert ended.status == 0
     assert ended.out.startswith("out: 30 images of 5 prompts; next: diffalign score out")
     assert contents(tmp_path / "out") == uninterrupted[family]
+
+
+def pair_of(models: dict[str, Path], cwd: Path) -> list[Command]:
+    """Two processes of one command, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    for rank in "01":
+        (cwd / rank).mkdir()
+    return [
+        Command(
+            *words(models, "out"), cwd=cwd, said=cwd / rank, environment=shared | {"RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
+    ]
 
 
 def test_no_room_is_one_line_and_the_command_goes_on(

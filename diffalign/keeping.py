@@ -39,13 +39,15 @@ def read(folder: Path, index: int, ids: Sequence[str]) -> dict[str, Tensor]:
         return {}
 
 
-def index(folder: Path, ids: Collection[str]) -> dict[str, Path]:
-    """In which file the latents of images of `folder` or its ancestors are kept, of those that have some.
+def index(folder: Path, ids: Collection[str], model: str) -> dict[str, Path]:
+    """In which file the latents of images of `folder` or its ancestors are kept, of those that `model` (its content
+    hash) drew and that have some.
 
     Raises InputError on a file that is damaged.
     """
     wanted, found = set(ids), {}
-    for ancestor in folders.lineage(folder):
+    drawn = [p for p in folders.lineage(folder) if folders.load(p).arguments.get("model") == model]
+    for ancestor in drawn:
         for file in sorted((ancestor / "latents").glob("part-*.safetensors")):
             found |= {name: file for name in weights.header(file) if name in wanted}
     return found

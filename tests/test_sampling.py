@@ -234,13 +234,15 @@ def test_latents_are_kept_beside_the_pictures(models: dict[str, Path], prompts: 
     """They decode to the pictures, and are there again after an interruption or an extension."""
     out = tmp_path / "out"
     draw(models["sdxl"], prompts, out, keep_latents=True, per_prompt=1)
-    first = {p.name: p.read_bytes() for p in (out / "latents").iterdir()}
+    first = {p.name: p.read_bytes() for p in sorted((out / "latents").iterdir())}
     (out / "latents" / "part-00001.safetensors").unlink()
     draw(models["sdxl"], prompts, out, keep_latents=True)
     assert {n: (out / "latents" / n).read_bytes() for n in list(first)[:2]} == {n: first[n] for n in list(first)[:2]}
     backbone = backbones.load(str(models["sdxl"]))
     rows = {r.id: r for r in folders.records(out, "images")}
-    kept = keeping.rows(keeping.index(out, rows), list(rows))
+    model = weights.fingerprint(models["sdxl"])
+    assert keeping.index(out, rows, "another") == {}
+    kept = keeping.rows(keeping.index(out, rows, model), list(rows))
     assert kept.keys() == rows.keys()
     for name, latents in kept.items():
         decoded = backbone.decode_latents(latents[None])[0]

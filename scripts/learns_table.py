@@ -13,7 +13,7 @@ def learned(row: dict[str, Any]) -> bool:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a method, a column a ground: accuracy and interval; of SFT the change of the winners' error."""
+    """A line a method, a column a ground: accuracy and interval; of SFT the change of error; - without a row."""
     grounds = [g for g in TITLES if any(row["ground"] == g for row in rows)]
     by = {(row["method"], row["ground"]): row for row in rows}
     lines = [f"| recipe | objective | {' | '.join(TITLES[g] for g in grounds)} |", "|" + " --- |" * (2 + len(grounds))]
@@ -27,7 +27,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
-        return "not defined"
+        return "-"
     mark = "" if learned(row) else " **no**"
     if row["target"] == "error":
         return "error {:+.2%} [{:+.2%}, {:+.2%}]".format(*row["winner_error"]) + mark

@@ -1,4 +1,4 @@
-"""What no objective can learn from, or no model can do, ends `train` with one line before anything but a cache is written."""
+"""What no objective can learn from, or no model can do, ends `train` with one line before a run is begun."""
 
 import dataclasses
 import math

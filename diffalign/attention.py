@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +22,17 @@ ORDER = {
 }
 REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 MARKS = {"cudnn": "cudnn_attention", "flash": "flash_attention", "xformers": "xformers"}
+
+
+def resolved(attention: Attention, precision: str) -> Attention:
+    """What "auto" means here: cuDNN's kernel on Hopper in bfloat16, where it is the fastest, else torch's own choice.
+
+    It is a preference, as every kernel is: what it cannot compute falls to the next.
+    """
+    if attention != "auto":
+        return attention
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return "cudnn" if hopper and precision in ("auto", "bfloat16") else "sdpa"
 
 
 def using(attention: Attention) -> contextlib.AbstractContextManager[Any]:

@@ -1,6 +1,7 @@
 """Records -> batches: groups in an endless, named order; whatever is done to a group is done to all its images."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -116,19 +117,22 @@ class Dataset:
         )
         return (text.as_py() for text in pc.unique(texts))
 
-    def visits(self, seed: int, step: int, batch: int, stages: int = 1, every: int = 1) -> list[Visit]:
+    def visits(self, seed: int, step: int, batch: int, stages: int = 1, every: int = 1, draws: int = 0) -> list[Visit]:
         """The groups of one optimizer step: an endless chain of permutations of all groups, cut every `batch`.
 
         With several `stages`, stage s = min(step // every, stages - 1) chains permutations of the easiest
         (s + 1) / stages of the groups, and draws are numbered on from stage to stage so that none comes twice.
+        With `draws` they are numbered modulo it.
         """
         stage, visited = min(step // every, stages - 1), every * batch
         sizes = [math.ceil(len(self.groups) * (s + 1) / stages) for s in range(stage + 1)]
         first, n = sum(math.ceil(visited / size) for size in sizes[:-1]), sizes[-1]
         pool = self.groups if stages == 1 else self.easiest[:n]
         places = range(step * batch - stage * visited, (step + 1) * batch - stage * visited)
-        orders = {e: stream("order", seed, first + e).permutation(n) for e in {p // n for p in places}}
-        return [Visit(pool[orders[p // n][p % n]], first + p // n) for p in places]
+        orders = {e: _order(seed, first + e, n) for e in {p // n for p in places}}
+        numbers = [first + p // n for p in places]
+        found = zip((pool[orders[p // n][p % n]] for p in places), numbers, strict=True)
+        return [Visit(group, number % draws if draws else number) for group, number in found]
 
     def require_gaps(self, why: str) -> None:
         """Raise InputError naming the first judgement without a score gap."""
@@ -156,6 +160,12 @@ class Dataset:
         self.require_gaps("a curriculum goes by it")
         gaps = np.abs(self.index.judgements["score_gap"].to_numpy())
         return self._in(np.argsort(-np.maximum.reduceat(gaps, self.index.starts[:-1]), kind="stable"))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, groups: int) -> np.ndarray:
+    """The permutation of one epoch, kept while its steps are taken."""
+    return stream("order", seed, epoch).permutation(groups)
 
 
 def swapped(row: Row) -> Row:

@@ -116,7 +116,7 @@ class VP(Process):
 
     def roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t) per image, shaped and typed to multiply `like`."""
-        bar = torch.from_numpy(self.bars).to(t.device)[t]
+        bar = _bars(self, t.device)[t]
         return tuple(r.to(like.dtype)[:, None, None, None] for r in (bar.sqrt(), (1 - bar).sqrt()))
 
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:
@@ -124,7 +124,8 @@ class VP(Process):
         target = {EPSILON: eps, SAMPLE: x0}.get(self.prediction)
         if target is None:
             target = a * eps - s * x0
-        snr = torch.from_numpy(self.bars / (1 - self.bars)).to(t.device)[t]
+        bar = _bars(self, t.device)[t]
+        snr = bar / (1 - bar)
         return Noised(a * x0 + s * eps, target, t, snr.to(x0.dtype))
 
     def express(self, output: Tensor, noised: Noised) -> Tensor:
@@ -150,6 +151,12 @@ class VP(Process):
     def noise_to_signal(self) -> np.ndarray:
         with np.errstate(divide="ignore"):
             return np.sqrt((1 - self.bars) / self.bars)
+
+
+@functools.cache
+def _bars(process: VP, device: torch.device) -> Tensor:
+    """alpha-bar per step on a device: sent there once, as every copy from the host is waited for."""
+    return torch.from_numpy(process.bars).to(device)
 
 
 @final

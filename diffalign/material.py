@@ -67,15 +67,22 @@ class Material:
         noise = [normal("posterior", seed, i, v.draw, shape=shape) for v in visits for i in v.group.images]
         return found["latents"] + found["deviation"] * torch.stack([torch.from_numpy(n) for n in noise])
 
-    def told(self, visits: Sequence[Visit]) -> Conditioning:
-        """What the denoiser is told of the images' texts, sizes and crops."""
-        texts = [self.data.shown(v.group, i) for v in visits for i in v.group.images]
+    def texts(self, visits: Sequence[Visit]) -> list[str]:
+        """The text that each image of the visits is shown under."""
+        return [self.data.shown(v.group, i) for v in visits for i in v.group.images]
+
+    def sized(self, visits: Sequence[Visit]) -> Conditioning:
+        """What the denoiser is told of the images' sizes and crops, one row an image."""
         parts = []
         for visit in visits:
             rows = [self.data.images[i] for i in visit.group.images]
             view, sizes = self._view(visit, rows), [(row["height"], row["width"]) for row in rows]
             parts.append(self.sizes(sizes, (view.height, view.width), (view.y, view.x)))
-        return self.embeddings.rows(texts) | {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
+        return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
+
+    def told(self, visits: Sequence[Visit]) -> Conditioning:
+        """What the denoiser is told of the images' texts, sizes and crops, one row an image."""
+        return self.embeddings.rows(self.texts(visits)) | self.sized(visits)
 
     def parts(self, visits: Sequence[Visit], size: int) -> list[Sequence[Visit]]:
         """The visits in runs of at most `size`, each of one picture size, in their order where there is one only."""

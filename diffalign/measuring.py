@@ -20,7 +20,8 @@ def errors(
 ) -> Errors:
     """Mean squared residuals per image, and the mean inner products an objective needs, times `scale` where given.
 
-    new, reference, old: residuals (images, c, h, w), float32 or float64; reference and old without gradient, or None.
+    new, reference, old: residuals (images, c, h, w), float32 or float64; reference and old without gradient, or None,
+    or their mean squares, (images,), where those are known and `needs` reads no more.
     scale: (images,), equal within a group.
     """
     weight = torch.ones_like(new[:, 0, 0, 0]) if scale is None else scale.to(new.dtype)
@@ -32,19 +33,26 @@ def errors(
     if "chosen_rejected" in needs and isinstance(judgement, Pairs):
         chosen, rejected = judgement.chosen, judgement.rejected
         cross["chosen_rejected"] = weight[chosen] * _mean(new[chosen] * new[rejected])
-    squares = [None if r is None else weight * _mean(r.square()) for r in (new, reference, old)]
+    squares = [None if r is None else weight * square(r) for r in (new, reference, old)]
     return Errors(*squares, cross=cross, t=noised.t, snr=noised.snr)
+
+
+def square(residuals: Tensor) -> Tensor:
+    """Mean squares per image, (images,); of what is that already, itself."""
+    return residuals if residuals.ndim == 1 else _mean(residuals.square())
 
 
 def _mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
 
 
-def contrast(judgement: Judgement) -> tuple[Tensor, Tensor]:
-    """(better, worse): indices of all image pairs of which the judgement says that one is better; ties are left out."""
+def contrast(judgement: Judgement) -> tuple[Tensor, Tensor, Tensor]:
+    """(first, second, decided): indices of image pairs, and whether the judgement says that the first is better.
+
+    How many pairs are decided is not asked, as that would wait for the device.
+    """
     if isinstance(judgement, Pairs):
-        decided = judgement.p != 0.5
-        return judgement.chosen[decided], judgement.rejected[decided]
+        return judgement.chosen, judgement.rejected, judgement.p != 0.5
     if isinstance(judgement, Unpaired):
         values, group = judgement.desirable, torch.zeros_like(judgement.desirable)
     elif isinstance(judgement, Ranking):
@@ -53,7 +61,8 @@ def contrast(judgement: Judgement) -> tuple[Tensor, Tensor]:
         assert isinstance(judgement, Advantages)
         values, group = judgement.values, judgement.group
     better = (values[:, None] > values[None, :]) & (group[:, None] == group[None, :])
-    return better.nonzero(as_tuple=True)
+    every = torch.arange(len(values), device=values.device)
+    return every.repeat_interleave(len(values)), every.repeat(len(values)), better.flatten()
 
 
 def sums(errors: Errors, judgement: Judgement, outcome: Outcome, loss: Tensor) -> Tensor:
@@ -63,12 +72,22 @@ def sums(errors: Errors, judgement: Judgement, outcome: Outcome, loss: Tensor) -
     margin: implicit reward of the better image minus that of the worse. accuracy: whether it is positive, exact ties
     a half. chosen_error, rejected_error: policy error minus reference error of the better and of the worse image.
     """
-    better, worse = contrast(judgement)
+    better, worse, decided = contrast(judgement)
     margin = (outcome.reward[better] - outcome.reward[worse]).double()
     accuracy = 0.5 * (1 + margin.sign())
     gap = errors.policy.detach() if errors.reference is None else errors.policy.detach() - errors.reference
     values = (margin, accuracy, gap[better].double(), gap[worse].double(), torch.ones_like(margin))
-    return torch.stack([loss.double(), *(v.sum() for v in values)])
+    return torch.stack([loss.double(), *(torch.where(decided, v, 0).sum() for v in values)])
+
+
+def first_bad(known: Tensor, values: Tensor, step: int, start: int) -> Tensor:
+    """(step, place) of the first number that was not finite, (2,), int64; (-1, -1) before there is one.
+
+    `known` is the answer so far; the places of these `values`, (n,), are counted from `start`.
+    """
+    finite = values.detach().isfinite()
+    found = torch.stack([torch.full_like(known[0], step), start + (~finite).int().argmax()])
+    return torch.where((known[0] < 0) & ~finite.all(), found, known)
 
 
 def means(total: Tensor, *, reference_free: bool) -> dict[str, Tensor]:

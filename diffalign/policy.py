@@ -24,10 +24,11 @@ from diffalign.streams import stream
 class Policy:
     """The denoiser in training, its trainable parameters by name, their masters, and its past selves.
 
-    The masters are what an optimizer moves: the parameters themselves, or in full training that computes in a
-    `narrow` dtype, float32 copies of which the parameters are roundings.
+    The masters are what an optimizer moves: the parameters themselves, or in training that computes in a `narrow`
+    dtype, float32 copies of which the parameters are roundings.
     A past self is a second copy of the trainable tensors, lent to the network while it is asked; of LoRA that starts at
-    zero, the one that stays at step 0 needs no copy, the adapters are off. `reference` and `old` None: not made.
+    zero, the one that stays at step 0 needs no copy, the adapters are off. `reference`, `old` and `average` (of the
+    policy's own steps, exported in its place) None: not made.
     `init_lora` is an adapter that goes into the base first; a LoRA is exported together with it, by joined ranks.
     """
 
@@ -39,6 +40,7 @@ class Policy:
         *,
         reference: Reference | None,
         old: Reference | None = None,
+        average: EMA | None = None,
         init_lora: str = "",
         narrow: torch.dtype | None = None,
         device: torch.device | None = None,
@@ -60,12 +62,16 @@ class Policy:
             n: p for n, p in self.denoiser.named_parameters() if p.requires_grad
         }
         self.masters = dict(self.parameters)
-        if narrow and isinstance(adaptation, Full):
+        if narrow:
             self.masters = {n: nn.Parameter(p.detach().clone()) for n, p in self.parameters.items()}
-            self.denoiser.to(narrow)
+            if isinstance(adaptation, Full):
+                self.denoiser.to(narrow)
+            for parameter in self.parameters.values():
+                parameter.data = parameter.data.to(narrow)
         if isinstance(adaptation, LoRA) and adaptation.start:
             self.restore(self._read(Path(adaptation.start)))
-        self._kinds = {n: k for n, k in (("reference", reference), ("old", old)) if k is not None}
+        kinds = (("reference", reference), ("old", old), ("average", average))
+        self._kinds = {n: k for n, k in kinds if k is not None}
         self._pasts = {name: self._begin(kind) for name, kind in self._kinds.items()}
 
     def _fused(self, place: Path) -> adapters.Adapter:
@@ -135,7 +141,7 @@ class Policy:
 
     @contextmanager
     def past(self, name: str, denoiser: nn.Module) -> Iterator[nn.Module]:
-        """The denoiser as its past self `name` ("reference" or "old"), without gradient.
+        """The denoiser as its past self `name` ("reference", "old" or "average"), without gradient.
 
         `denoiser` is the policy's, wrapped or not. No backward pass of the policy may be pending: its weights are away.
         """
@@ -162,11 +168,11 @@ class Policy:
         kind = self._kinds.get(name, Frozen())
         if isinstance(kind, Frozen) or step % kind.every:
             return False
-        for n, p in self.masters.items():
-            if isinstance(kind, EMA):
-                self._pasts[name][n].lerp_(p, 1 - kind.decay)
-            else:
-                self._pasts[name][n].copy_(p)
+        kept, now = self._pasts[name], self.masters
+        if isinstance(kind, EMA):  # in place, tensor by tensor or fused: no third copy of the weights
+            torch._foreach_lerp_(list(kept.values()), [now[n].data for n in kept], 1 - kind.decay)
+        else:
+            torch._foreach_copy_(list(kept.values()), [now[n].data for n in kept])
         return True
 
     def moving(self) -> dict[str, Tensor]:
@@ -209,14 +215,14 @@ class Policy:
     def export(self, folder: Path, card: str = "") -> None:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`.
 
-        `card` goes beside it as README.md.
+        It is the average where one is kept. `card` goes beside it as README.md.
         """
-        with checkpoint.written(folder) as temporary:
+        final = self._pasts.get("average") or self.state()
+        with _lent(self.parameters, final), checkpoint.written(folder) as temporary:
             if isinstance(self.adaptation, LoRA):
                 self.write_adapter(temporary)
             else:
-                with _lent(self.parameters, self.state()):
-                    self.denoiser.save_pretrained(temporary / self.backbone.part)
+                self.denoiser.save_pretrained(temporary / self.backbone.part)
                 for file in temporary.rglob("*.safetensors"):
                     weights.settle_header(file)
             if card:

@@ -179,10 +179,16 @@ class Run:
         curriculum: Order of the data by score gap.
         out: Run folder to write.
         push: Hub id "owner/name" that the policy's folder is uploaded to when it is done; none unless given.
+        bank: Whether the frozen reference's errors are kept in the cache, so that they are computed once: "auto" where
+            the objective reads no more than them and it pays (with `cache`, with `draws`, or after the verb `cache`);
+            "on" refuses what cannot.
+        draws: How many draws of time and noise a group has before they come again; 0 means a new one at every visit.
         seed: Names every random stream of the run.
         steps: Optimizer steps.
         batch: Groups per optimizer step, over all processes.
         micro_batch: Groups per forward pass; 0 means the whole batch of a process.
+        chunk: Images per backward pass where a micro-batch (one long ranking, say) does not fit; 0 means all. Exact, at
+            the price of one more forward pass.
         parity: Over what statistics that couple a batch are taken: the optimizer batch, or each micro-batch of each
             process ("micro"), as the papers' code has it.
         resolution: Height and width of the training pictures in pixels.
@@ -190,6 +196,8 @@ class Run:
         cache: Folder of latents and embeddings, which runs of the same model share; by default one in `out`.
         optimizer: AdamW, AdamW8bit, Adafactor or Prodigy, with gradient clipping.
         schedule: Learning-rate schedule.
+        ema: Decay of an average of what is trained, which is then what is exported; 0 exports the last step. Costs a
+            second copy of what is trained.
         precision: "auto" is float32 on the CPU and bfloat16 on an accelerator; run.json holds the resolved value.
             "bfloat16": weights in bfloat16, what is trained in float32 beside them; for every card since 2020.
             "float16": weights in float32, products in float16 with a loss scale; for older cards. "float32": twice
@@ -199,6 +207,7 @@ class Run:
         gradient_checkpointing: What is computed again in the backward pass instead of kept: nothing ("off"), all but
             convolutions and attention ("selective"), the blocks ("full"); "auto" goes by the memory that is free. It
             does not change the result.
+        compile: Compile the blocks that the denoiser repeats: slow at first, faster after, equal up to rounding.
         caption_dropout: Probability that a group is shown the unconditional embedding instead of its prompt.
         log_every: Steps between lines of metrics.jsonl.
         save_every: Steps between checkpoints; the last step always has one.
@@ -219,19 +228,24 @@ class Run:
     curriculum: Curriculum = field(default_factory=Curriculum)
     out: str = ""
     push: str = ""
+    bank: Literal["auto", "on", "off"] = "auto"
+    draws: int = 0
     seed: int = 0
     steps: int = 1000
     batch: int = 16
     micro_batch: int = 0
+    chunk: int = 0
     parity: Literal["batch", "micro"] = "batch"
     resolution: int = 512
     pictures: Pictures = field(default_factory=Pictures)
     cache: str = ""
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
+    ema: float = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     attention: Literal["auto", "sdpa", "cudnn", "flash", "xformers"] = "auto"
     gradient_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
+    compile: bool = False
     caption_dropout: float = 0.0
     log_every: int = 10
     save_every: int = 100
@@ -241,6 +255,11 @@ class Run:
         for name in ("steps", "batch", "resolution", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        for name in ("draws", "chunk"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema = {self.ema}: expected a decay in [0, 1)")
         if self.micro_batch < 0 or not 0 <= self.caption_dropout < 1:
             raise ValueError(
                 f"micro_batch = {self.micro_batch}, caption_dropout = {self.caption_dropout}: out of range"

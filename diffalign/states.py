@@ -15,6 +15,8 @@ from diffalign.records import InputError
 from diffalign.run import Run, States
 from diffalign.streams import normal, stream
 
+DROPPED = None  # in the place of a text: the unconditional branch
+
 
 def process(states: States, native: Process) -> Process:
     """The model's process as `states` wants it; raises InputError where the model has none such."""
@@ -43,6 +45,11 @@ def clean(run: Run, process: Process, material: Material, visits: Sequence[Visit
     return x0, process.time(run.states.times(torch.tensor(u, dtype=torch.float64)))
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from pinned memory to an accelerator, so that nothing waits for it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def forward(run: Run, process: Process, x0: Tensor, t: Tensor, visits: Sequence[Visit]) -> Noised:
     """x_t by forward noise, named by (group, draw), and by the image where a group does not share it."""
     shape, independent = tuple(x0.shape[1:]), run.states.noise == "independent"
@@ -51,7 +58,7 @@ def forward(run: Run, process: Process, x0: Tensor, t: Tensor, visits: Sequence[
         for v in visits
         for i in v.group.images
     ]
-    return process.noise(x0, torch.stack(eps).to(x0), t)
+    return process.noise(x0, send(torch.stack(eps).to(x0.dtype), x0.device), t)
 
 
 def inverted(
@@ -72,15 +79,16 @@ def epsilon(
 ) -> inversion.Epsilon:
     """The noise that `denoiser` sees in x_t, by classifier-free guidance where `guidance` is not 1."""
     reading = dataclasses.replace(backbone.process, prediction=EPSILON)
+    dtype = next(denoiser.parameters()).dtype
 
     def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        shown, time = select(given, rows), reading.model_time(t)
+        shown, time, seen = select(given, rows), reading.model_time(t), x_t.to(dtype)
         if guidance == 1:
-            output = backbone.predict(denoiser, x_t, time, shown)
+            output = backbone.predict(denoiser, seen, time, shown)
         else:
             empty = {k: negative[k].to(v).expand_as(v) if k in negative else v for k, v in shown.items()}
             both = {k: torch.cat([empty[k], v]) for k, v in shown.items()}
-            without, towards = backbone.predict(denoiser, torch.cat([x_t, x_t]), time.repeat(2), both).chunk(2)
+            without, towards = backbone.predict(denoiser, torch.cat([seen, seen]), time.repeat(2), both).chunk(2)
             output = without + guidance * (towards - without)
         wide = torch.float64 if output.dtype == torch.float64 else torch.float32
         t = t.clamp(min=0)
@@ -89,15 +97,27 @@ def epsilon(
     return predict
 
 
-def conditioning(run: Run, material: Material, visits: Sequence[Visit]) -> Conditioning:
-    """What the denoiser is told of each image, on the host; a dropped caption is dropped for its whole group."""
-    rows = material.told(visits)
+def shown(run: Run, material: Material, visits: Sequence[Visit]) -> tuple[Conditioning, list[int], Conditioning]:
+    """(texts, places, sizes): what the denoiser is told, on the host.
+
+    `texts` has a row per unique text and `places` the row of each image; `sizes` has a row per image. A dropped
+    caption is dropped for its whole group, and is a last row of its own.
+    """
+    names = material.texts(visits)
     if run.caption_dropout:
-        start = 0
-        for v in visits:
-            end = start + len(v.group.images)
-            if stream("caption", run.seed, v.group.id, v.draw).random() < run.caption_dropout:
-                for name in material.negative:
-                    rows[name][start:end] = material.negative[name][0]
-            start = end
-    return rows
+        gone = [stream("caption", run.seed, v.group.id, v.draw).random() < run.caption_dropout for v in visits]
+        drop = [g for g, v in zip(gone, visits, strict=True) for _ in v.group.images]
+        names = [DROPPED if d else n for d, n in zip(drop, names, strict=True)]
+    unique = sorted({n for n in names if n is not DROPPED})
+    rows = material.embeddings.rows(unique) if unique else {}
+    place = {name: i for i, name in enumerate(unique)}
+    if any(n is DROPPED for n in names):
+        rows = {k: torch.cat([rows[k], v.to(rows[k])]) if unique else v for k, v in material.negative.items()}
+        place[DROPPED] = len(unique)
+    return rows, [place[n] for n in names], material.sized(visits)
+
+
+def conditioning(run: Run, material: Material, visits: Sequence[Visit]) -> Conditioning:
+    """What the denoiser is told of each image, one row an image, on the host."""
+    rows, places, sizes = shown(run, material, visits)
+    return select(rows, torch.tensor(places)) | sizes

@@ -1,6 +1,6 @@
 """Visits -> optimizer steps. The loop is an iterator; logging and saving are the body of somebody's `for`."""
 
-import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,33 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffalign import activations, attention, backbones, checkpoint, dataset, material, measuring, optimizers, states
+from diffalign import (
+    activations,
+    attention,
+    backbones,
+    bank,
+    checkpoint,
+    compiling,
+    dataset,
+    material,
+    measuring,
+    optimizers,
+    states,
+    step,
+)
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
-from diffalign.run import Full, HardCopy, Run
+from diffalign.run import EMA, Full, HardCopy, Run
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: how many are done, and its metrics as tensors on the device (reading them waits for it).
-
-    images, errors: what this process saw, and the sum of its errors under policy and past selves, (images,).
-    """
+    """One optimizer step: how many are done, and its metrics as tensors on the device (reading them waits for it)."""
 
     index: int
     metrics: dict[str, Tensor]
     learning_rate: float
-    images: tuple[str, ...]
-    errors: Tensor
 
 
 class Trainer:
@@ -54,50 +62,91 @@ class Trainer:
         self.backbone = backbones.load(run.model, config=run.config, dtype=dtype, encoders=encoders)
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
+        self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
+        self.step, place = 0, material.place(run) / "reference"
         if encoders:
             # the denoiser stays on the host until the encoders are done: a card need not hold both
             self.backbone.move(device, "text_encoder", "vae")
         with self.accelerator.main_process_first():
+            self.bank = self._bank(place) if bank.wanted(run, place) else None
             self.material = stores.material(self.backbone)
         self.backbone.release()
-        inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
-        reference = None if run.objective.reference_free and not inverts else run.reference
-        old = run.old if run.objective.needs_old else None
-        self.policy = Policy(
-            self.backbone, run.policy, run.seed, reference=reference, old=old, init_lora=run.init_lora,
-            narrow=narrow, device=device,
-        )  # fmt: skip
+        self.policy = self._policy(narrow)
         self.denoiser = self.policy.denoiser
         if self.world > 1:
             self.denoiser = self.accelerator.prepare_model(self.denoiser)
         self.passes = Passes(
-            run, self.data, self.backbone, self.process, self.material, self.policy, self.denoiser, device
-        )
+            run, self.data, self.backbone, self.process, self.material, self.policy, self.denoiser, device,
+            self.bank,
+        )  # fmt: skip
         self.optimizer = optimizers.build(run.optimizer, self.policy.masters)
         self.scale = optimizers.Scale(2.0**16) if run.precision == "float16" else optimizers.Scale(1.0)
-        self.step = 0
+        self.bad = torch.full((2,), -1, device=device)
         self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
         self.divergence = 0.0
         self.start_error = self._winner_error() if self.limit else 0.0
         self._tune()
 
+    def _bank(self, folder: Path) -> bank.Bank:
+        run, device = self.run, self.accelerator.device
+        shape = self.backbone.latent_shape(run.resolution, run.resolution)
+        dtype = torch.float64 if run.precision == "float64" else torch.float32
+        return bank.Bank(folder, bank.key(run, self.data, self.process, shape, device), self.data, dtype)
+
+    def _policy(self, narrow: torch.dtype | None) -> Policy:
+        """The policy with the past selves that are asked; no copy of all weights where a bank says what they would."""
+        run = self.run
+        inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
+        reference = None if run.objective.reference_free and not inverts else run.reference
+        if self.bank is not None and (isinstance(run.policy, Full) or self.world > 1):
+            reference = None if self._covered(self.bank) else reference
+        old = run.old if run.objective.needs_old else None
+        average = EMA(run.ema) if run.ema else None
+        return Policy(
+            self.backbone, run.policy, run.seed, reference=reference, old=old, average=average,
+            init_lora=run.init_lora, narrow=narrow, device=self.accelerator.device,
+        )  # fmt: skip
+
+    def _covered(self, kept: bank.Bank) -> bool:
+        """Whether the bank says it all, here and in every other process.
+
+        Several processes read it only then: they pass through the network together or not at all.
+        """
+        covered = kept.covers(part for s in range(self.run.steps) for part in self._parts(self._visits(s)))
+        if self.world > 1:
+            device = self.accelerator.device
+            covered = bool(self.accelerator.reduce(torch.tensor(float(covered), device=device)) == self.world)
+            kept.reads = covered
+        return covered
+
+    def prefill(self) -> Iterator[int]:
+        """Put all reference errors of the run into the bank, in the run's own micro-batches; yields after each step."""
+        for number in range(self.run.steps):
+            for part in self._parts(self._visits(number)):
+                self.passes.refer(part)
+            yield number
+        if self.bank is not None:
+            self.bank.flush()
+
     def _tune(self) -> None:
         """Attention's kernel and what the forward pass keeps: as asked, or as the free memory allows."""
         run, denoiser = self.run, self.policy.denoiser
-        part = self._parts(self._visits())[0]
+        part = self._parts(self._visits(0))[0]
 
         def call() -> Tensor:
             with self.accelerator.no_sync(self.denoiser):
-                return self.passes.measure(part[:1])[0].policy
+                return self.passes.alone(part[:1])
 
         attention.prepare(denoiser, run.attention)
         with torch.no_grad():
             attention.verify(run.attention, call)
         activations.arrange(denoiser, run.gradient_checkpointing, call, self.policy.masters.values(), len(part))
+        if run.compile:
+            compiling.compile_blocks(denoiser)
 
-    def _visits(self) -> list[dataset.Visit]:
-        run = self.run
-        return self.data.visits(run.seed, self.step, run.batch, run.curriculum.stages, run.curriculum.every)
+    def _visits(self, step: int) -> list[dataset.Visit]:
+        run, curriculum = self.run, self.run.curriculum
+        return self.data.visits(run.seed, step, run.batch, curriculum.stages, curriculum.every, run.draws)
 
     def _check_kind(self) -> None:
         objective, name = self.run.objective, type(self.run.objective).__name__
@@ -116,58 +165,44 @@ class Trainer:
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.run.steps:
             with attention.using(self.run.attention):
-                step = self._advance()
-            yield step
+                done = self._advance()
+            yield done
 
     def _advance(self) -> Step:
         run = self.run
-        sums, images, errors = self._gradients()
-        norm = self._clip()
+        self.step += 1
+        (sums, bad), norm = self._gradients(), self._clip()
         while self.scale.value > 1 and not norm.isfinite():
             # too large for float16: the step is computed again, not left out
             self.scale = self.scale.halved()
             self.optimizer.zero_grad(set_to_none=True)
-            (sums, images, errors), norm = self._gradients(), self._clip()
+            (sums, bad), norm = self._gradients(), self._clip()
         self.scale = self.scale.kept()
-        lr = run.optimizer.lr * factor(run, self.step)
+        self.bad = measuring.first_bad(bad, norm[None], self.step, -1)
+        lr = run.optimizer.lr * factor(run, self.step - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         optimizers.publish(self.policy.parameters, self.policy.masters)
-        self.step += 1
         self._move()
         sums = self.accelerator.reduce(sums) if self.world > 1 else sums
         metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
         if self.limit:
             metrics["reference_divergence"] = sums.new_tensor(self.divergence)
-        return Step(self.step, metrics, lr, images, errors)
+        return Step(self.step, metrics, lr)
 
-    def _gradients(self) -> tuple[Tensor, tuple[str, ...], Tensor]:
-        """Gradients of the step's loss, times the scale, on the masters; the sums behind the metrics, this process's
-        images, and their errors.
-        """
-        run = self.run
-        visits = self._visits()
-        total_weight = dataset.judge(visits, self.data.kind).weight.sum().item()
+    def _gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the step's loss, times the scale, on the masters; (sums behind the metrics, first bad error)."""
+        run, visits = self.run, self._visits(self.step - 1)
         parts = self._parts(visits)
         together = run.parity == "batch" and (len(parts) > 1 or self.world > 1)
         coupled = self._gather(parts) if run.objective.coupled and together else None
-        sums, seen = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device), []
         self.denoiser.train(False)
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.denoiser):
-                errors, judgement, weight = self.passes.measure(part)
-                outcome = run.objective(errors, judgement, coupled)
-                loss = (weight.to(outcome.loss.dtype) * outcome.loss).sum() / total_weight
-                (loss * self.world * self.scale.value).backward()
-            if last or self.world == 1:  # several processes add up before
-                optimizers.collect(self.policy.parameters, self.policy.masters)
-            sums += measuring.sums(errors, judgement, outcome, loss.detach())
-            seen.append(errors.altogether())
-        images = tuple(i for part in parts for visit in part for i in visit.group.images)
-        return sums, images, torch.cat(seen)
+        weight = math.fsum(r.weight for v in visits for r in v.group.judgements)
+        share = step.Share(weight, coupled, self.world, self.scale.value)
+        quiet = functools.partial(self.accelerator.no_sync, self.denoiser)
+        return step.gradients(self.passes, parts, share, quiet, self.step, self.bad)
 
     def _clip(self) -> Tensor:
         """The gradients' length, to which they are cut where it is too long."""
@@ -190,6 +225,7 @@ class Trainer:
     def _move(self) -> None:
         """Move the past selves that are due, and take the reference's divergence from the start where that ends it."""
         self.policy.follow("old", self.step)
+        self.policy.follow("average", self.step)
         if (not self.limit or self.divergence <= self.limit) and self.policy.follow("reference", self.step):
             self.divergence = self._winner_error() - self.start_error if self.limit else 0.0
 
@@ -200,6 +236,29 @@ class Trainer:
         total = sum(self.passes.winner_errors(part) for part in self._parts(self.data.visits(run.seed, 0, groups)))
         total = self.accelerator.reduce(total) if self.world > 1 else total
         return float(total[0] / total[1])
+
+    def check(self) -> None:
+        """Raise InputError where an error or gradient of the steps so far was not finite, naming the first.
+
+        Waits for the device, and every process must ask; to be called before anything of these steps is kept. What
+        the bank was told of meanwhile is written.
+        """
+        if self.bank is not None:
+            self.bank.flush()
+        found = self.accelerator.gather(self.bad[None]).tolist()
+        if not (bad := [(first, image, rank) for rank, (first, image) in enumerate(found) if first >= 0]):
+            return
+        first, image, rank = min(bad)
+        what = "the gradient's norm"
+        if image >= 0:
+            mine = self._visits(first - 1)[rank :: self.world]
+            name, group = [(i, v.group) for v in mine for i in v.group.images][image]
+            told = ", ".join(r.id for r in group.judgements[:3])
+            what = f"the error of image {name} (group {group.id}, judgements {told})"
+        raise InputError(
+            f"step {first}: {what} is not finite; nothing of this step was saved. Lower optimizer.lr "
+            f"({self.run.optimizer.lr}) and run the command again to go on from the last checkpoint"
+        )
 
     def save(self, folder: Path) -> None:
         """Write policy, moving past selves, optimizer and step, whole or not at all."""
@@ -221,11 +280,13 @@ class Trainer:
 
 
 def dtypes(run: Run) -> tuple[torch.dtype, torch.dtype | None]:
-    """(dtype to load in, dtype to compute in where full training keeps what it loaded beside it)."""
-    full, bfloat16 = isinstance(run.policy, Full), run.precision == "bfloat16"
-    if run.precision == "float64":
-        return torch.float64, None
-    return (torch.bfloat16, None) if bfloat16 and not full else (torch.float32, torch.bfloat16 if bfloat16 else None)
+    """(dtype to load in, dtype to compute in where what is trained is kept in float32 beside it).
+
+    A frozen base needs no more than it computes in; full training needs all that the file says.
+    """
+    if run.precision == "bfloat16":
+        return torch.float32 if isinstance(run.policy, Full) else torch.bfloat16, torch.bfloat16
+    return torch.float64 if run.precision == "float64" else torch.float32, None
 
 
 def factor(run: Run, step: int) -> float:

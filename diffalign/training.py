@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from diffalign import card, checkpoint, journal, weights
+from diffalign import attention, bank, card, checkpoint, journal, weights
 from diffalign.progress import track
 from diffalign.records import InputError
 from diffalign.run import LoRA, Run
@@ -22,11 +21,7 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     Raises InputError where the folder holds another run (naming the fields that differ) or where an error is no longer
     finite.
     """
-    if not run.data:
-        raise InputError("data: is missing; give --data FOLDER, the judgements to learn from (what `pair` writes)")
-    out = Path(run.out)
-    kernel = {"auto": "sdpa"}.get(run.attention, run.attention)
-    run = dataclasses.replace(run, precision=_precision(run.precision), attention=kernel)
+    out, run = Path(run.out), resolved(run)
     described = journal.describe(out, run, recipe or {}, torch.get_num_threads())
     if (out / "policy").exists():
         _push(run)
@@ -42,15 +37,12 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
         if main
         else contextlib.nullcontext() as board
     ):
-        unread: list[Step] = []
         for step in track(trainer, "train", run.steps - trainer.step):
-            unread.append(step)
             last = step.index == run.steps
             logs = step.index == 1 or step.index % run.log_every == 0 or last
             saves = step.index % run.save_every == 0 or last
             if logs or saves:
-                _refuse_infinite(unread, run)
-                unread.clear()
+                trainer.check()
             if logs:
                 entry = _entry(step, run)
                 if main:
@@ -73,8 +65,34 @@ def _push(run: Run) -> None:
         weights.push(Path(run.out) / "policy", run.push)
 
 
-def _precision(asked: str) -> str:
-    return {"auto": "bfloat16" if torch.cuda.is_available() else "float32"}.get(asked, asked)
+def resolved(run: Run) -> Run:
+    """The run with what "auto" means here; raises InputError where there is no data."""
+    if not run.data:
+        raise InputError("data: is missing; give --data FOLDER, the judgements to learn from (what `pair` writes)")
+    precision = "bfloat16" if torch.cuda.is_available() else "float32"
+    return dataclasses.replace(
+        run,
+        precision=precision if run.precision == "auto" else run.precision,
+        attention=attention.resolved(run.attention, run.precision),
+    )
+
+
+def cache(run: Run) -> str:
+    """Compute once what `train` would compute on its way: latents, embeddings and the frozen reference's errors.
+
+    Goes on where it was interrupted; nothing else of the run's folder is touched. Returns one line that says what lies
+    where and what to do next. Raises InputError where the cache holds reference errors of something else.
+    """
+    run = resolved(run)
+    run = dataclasses.replace(run, bank="on" if run.bank == "auto" and not bank.refusal(run) else run.bank)
+    trainer = Trainer(run)
+    for _ in track(trainer.prefill(), "cache", run.steps):
+        continue
+    place = run.cache or f"{run.out}/cache"
+    kept = "latents, embeddings and reference errors"
+    if trainer.bank is None:
+        kept = f"latents and embeddings, no reference errors ({bank.refusal(run) or 'bank = off'})"
+    return f"{place}: {kept}; next: the same command with `train`"
 
 
 def _resume(trainer: Trainer, out: Path) -> str:
@@ -97,25 +115,9 @@ def _resume(trainer: Trainer, out: Path) -> str:
 
 
 def _entry(step: Step, run: Run) -> dict[str, float]:
-    """One line of metrics."""
+    """One line of metrics, on the host."""
     values = {name: float(value) for name, value in step.metrics.items()}
     return {"step": step.index, **values, "learning_rate": step.learning_rate, "groups": step.index * run.batch}
-
-
-def _refuse_infinite(steps: list[Step], run: Run) -> None:
-    """Raise InputError on the first step with a number that is not finite, before anything of it is saved."""
-    for step in steps:
-        images = [(i, e) for i, e in zip(step.images, step.errors.tolist(), strict=True) if not math.isfinite(e)]
-        numbers = [(name, float(value)) for name, value in step.metrics.items() if not value.isfinite()]
-        if images or numbers:
-            what, value = ("the error", images[0][1]) if images else numbers[0]
-            named = list(dict.fromkeys([i for i, _ in images] or step.images))
-            of = f"image{'s' * (len(named) > 1)} {', '.join(named[:3])}"
-            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-            raise InputError(
-                f"step {step.index}: {what} of {of}{more} is {value}; nothing of this step was saved. Lower "
-                f"optimizer.lr ({run.optimizer.lr}) and run the command again to go on from the last checkpoint"
-            )
 
 
 def _closing(run: Run) -> str:

@@ -44,8 +44,8 @@ SHELL = [c for language in ("bash", "sh", "console") for block in blocks(languag
 def parsed(words: list[str]) -> object:
     """The call that a command line asks for, not made."""
     verb, rest = words[0], words[1:]
-    if verb == "train":
-        return parsing.parse(Run, rest[1:], "diffalign train", load_recipe(rest[0]).run)
+    if verb in ("train", "cache"):
+        return parsing.parse(Run, rest[1:], f"diffalign {verb}", load_recipe(rest[0]).run)
     module = __import__(VERBS[verb][0], fromlist=["x"])
     return parsing.call(vars(module).get(verb) or vars(module)[f"{verb}_"], rest, f"diffalign {verb}")
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffalign import backbones, dataset, states, training
 from diffalign.backbones.base import errors
 from diffalign.objectives import DPO, KTO, SFT
-from diffalign.passes import Passes
+from diffalign.objectives.base import Errors
+from diffalign.passes import Batch, Passes
 from diffalign.records import InputError
 from diffalign.run import AdamW, Adaptation, Full, LoRA, Run, Schedule, States
 from diffalign.trainer import Trainer, factor
@@ -342,9 +343,9 @@ def test_a_number_that_is_none_stops_it_and_saves_nothing(plain: Run) -> None:
     wild = dataclasses.replace(plain, optimizer=AdamW(lr=1e30), policy=Full(), save_every=1, steps=5)
     said = message(wild)
     data = dataset.Dataset(Path(plain.data))
-    first = [i for visit in data.visits(wild.seed, 1, wild.batch) for i in visit.group.images][:3]
-    assert said.startswith(f"step 2: the error of images {', '.join(first)} and ")
-    assert "is nan; nothing of this step was saved. Lower optimizer.lr (1e+30)" in said
+    first = data.visits(wild.seed, 1, wild.batch)[0].group
+    assert said.startswith(f"step 2: the error of image {first.images[0]} (group {first.id}, judgements ")
+    assert "is not finite; nothing of this step was saved. Lower optimizer.lr (1e+30)" in said
     assert [p.name for p in Path(wild.out).glob("checkpoint-*")] == ["checkpoint-1"]
     assert [m["step"] for m in metrics(wild.out)] == [1]
     assert not (Path(wild.out) / "policy").exists()
@@ -353,17 +354,19 @@ def test_a_number_that_is_none_stops_it_and_saves_nothing(plain: Run) -> None:
 def test_one_bad_image_is_named_at_its_step(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though only every other step is looked at, and whatever the loss makes of the number."""
     third = dataset.Dataset(Path(plain.data)).visits(plain.seed, 2, plain.batch)
-    image, original = third[1].group.images[0], Passes.measure
+    image, original = third[1].group.images[0], Passes.errors
 
-    def spoiled(self: Passes, visits: list[dataset.Visit]) -> object:
-        errors, judgement, weight = original(self, visits)
-        names = [i for v in visits for i in v.group.images]
-        hit = torch.tensor([math.inf if visits[0] == third[0] and n == image else 0.0 for n in names])
-        return dataclasses.replace(errors, policy=errors.policy + hit), judgement, weight
+    def spoiled(self: Passes, batch: Batch, new: Tensor) -> Errors:
+        found = original(self, batch, new)
+        names = [i for v in batch.visits for i in v.group.images]
+        hit = torch.tensor([math.inf if batch.visits[0] == third[0] and n == image else 0.0 for n in names])
+        return dataclasses.replace(found, policy=found.policy + hit)
 
-    monkeypatch.setattr(Passes, "measure", spoiled)
+    monkeypatch.setattr(Passes, "errors", spoiled)
     said = message(dataclasses.replace(plain, log_every=100, save_every=100))
-    assert said.startswith(f"step 3: the error of image {image} is inf; nothing of this step was saved.")
+    group = third[1].group
+    known = f"(group {group.id}, judgements {group.judgements[0].id})"
+    assert said.startswith(f"step 3: the error of image {image} {known} is not finite; nothing of this step was saved.")
     assert not list(Path(plain.out).glob("checkpoint-*"))
 
 

@@ -144,9 +144,12 @@ def errors(backbone: Backbone, denoiser: nn.Module, noised: Noised, conditioning
 
 
 def residuals(backbone: Backbone, denoiser: nn.Module, noised: Noised, conditioning: Conditioning) -> Tensor:
-    """prediction - target, (images, c, h, w), in float32 (float64 where the network is)."""
+    """prediction - target, (images, c, h, w), in float32 (float64 where the network is).
+
+    The network sees x_t in the dtype of its weights; x_t itself, by which outputs are re-expressed, is not rounded.
+    """
     time = backbone.process.model_time(noised.t)
-    output = backbone.predict(denoiser, noised.x_t, time, conditioning)
+    output = backbone.predict(denoiser, noised.x_t.to(next(denoiser.parameters()).dtype), time, conditioning)
     wide = torch.float64 if output.dtype == torch.float64 else torch.float32
     return backbone.process.express(output.to(wide), noised) - noised.target.to(wide)
 

@@ -1,5 +1,6 @@
 """FLUX.1 dev and schnell: a multimodal DiT on 2x2 patches, told of its guidance where it was distilled for it."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ class Flux(Backbone):
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=x_t.device, dtype=embeds.dtype),
-            img_ids=positions(height // 2, width // 2).to(x_t.device, embeds.dtype),
+            img_ids=positions_on(height // 2, width // 2, x_t.device, embeds.dtype),
             return_dict=False,
         )[0]
         return images.unpack(output, height, width)
@@ -108,6 +109,12 @@ class Flux(Backbone):
 
     def pipeline(self, denoiser: nn.Module) -> FluxPipeline:
         return type(self.pipe)(**{**self.pipe.components, "transformer": denoiser})
+
+
+@functools.cache
+def positions_on(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`positions` on a device, sent there once: every copy from the host is waited for."""
+    return positions(height, width).to(device, dtype)
 
 
 def positions(height: int, width: int) -> Tensor:

@@ -1,0 +1,87 @@
+"""The gradients of one optimizer step, micro-batch by micro-batch. Nothing here waits for the device."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign import measuring, optimizers
+from diffalign.dataset import Visit
+from diffalign.passes import Batch, Passes
+
+Quiet = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of a step's loss a micro-batch is: sum(w loss) / `weight` * `world` * `scale`, with the coupled statistic.
+
+    `weight` is the sum of the weights over the whole optimizer batch. `world` undoes the mean that processes take of
+    their gradients, `scale` keeps small ones from vanishing in float16.
+    """
+
+    weight: float
+    coupled: Tensor | None
+    world: int
+    scale: float = 1.0
+
+
+def gradients(
+    passes: Passes, parts: Sequence[Sequence[Visit]], share: Share, quiet: Quiet, step: int, bad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of the micro-batches' losses; (sums behind the metrics, first error that is not finite).
+
+    `quiet` is entered around all backward passes but the last: no gradients are exchanged before it.
+    """
+    sums, start = torch.zeros(6, dtype=torch.float64, device=passes.device), 0
+    for number, part in enumerate(parts):
+        batch, last = passes.prepare(part), number == len(parts) - 1
+        told, errors = learn(passes, batch, share, quiet, last)
+        bad = measuring.first_bad(bad, errors, step, start)
+        sums += told
+        start += len(errors)
+    return sums, bad
+
+
+def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) -> tuple[Tensor, Tensor]:
+    """`gradients` of one micro-batch; (sums behind the metrics, sum of each image's errors).
+
+    With `run.chunk` its images are passed in chunks: all residuals r without graph, then dL/dr by the objective, then
+    chunk by chunk r backward from dL/dr. Exact, for one more forward pass, whatever the objective couples.
+    """
+    size = len(batch.noised.t)
+    chunk = passes.run.chunk or size
+    if chunk >= size:
+        with contextlib.nullcontext() if last else quiet():
+            told = backward(passes, batch, share, passes.residuals(batch))
+        _collect(passes, share, last)
+        return told
+    starts = range(0, size, chunk)
+    with torch.no_grad():
+        new = torch.cat([passes.residuals(batch, s, s + chunk) for s in starts])
+    told = backward(passes, batch, share, new.requires_grad_())
+    assert new.grad is not None
+    for s in starts:
+        final = last and s == starts[-1]
+        with contextlib.nullcontext() if final else quiet():
+            passes.residuals(batch, s, s + chunk).backward(new.grad[s : s + chunk])
+        _collect(passes, share, final)
+    return told
+
+
+def backward(passes: Passes, batch: Batch, share: Share, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of the policy's residuals `new`, and its gradients from there; what `learn` returns."""
+    errors = passes.errors(batch, new)
+    outcome = passes.run.objective(errors, batch.judgement, share.coupled)
+    loss = (batch.weight.to(outcome.loss.dtype) * outcome.loss).sum() / share.weight
+    (loss * share.world * share.scale).backward()
+    return measuring.sums(errors, batch.judgement, outcome, loss.detach()), errors.altogether()
+
+
+def _collect(passes: Passes, share: Share, last: bool) -> None:
+    """Give the gradients to the masters; several processes add them up first, in the last backward pass."""
+    if last or share.world == 1:
+        optimizers.collect(passes.policy.parameters, passes.policy.masters)

@@ -1,0 +1,232 @@
+"""Exact counts of a training step on the meta device: real configurations, no weights, no noise.
+
+    python scripts/bench_counters.py [sdxl] [sd15] [sd3] [flux]
+
+The step is the library's own (`passes`, `step`, `policy`), run on tensors without contents: what would wait for the
+device cannot (there is no number to read) and ends the count. Floating-point operations count a multiply-add as two;
+attention counts as a flash kernel does (its backward pass computes the scores again).
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffalign import activations, step
+from diffalign.backbones import SD, SD3, SDXL, Flux
+from diffalign.dataset import Group, Visit
+from diffalign.diffusion import VP, Flow
+from diffalign.objectives import DPO
+from diffalign.passes import Passes
+from diffalign.policy import Policy
+from diffalign.records import pair
+from diffalign.run import Adaptation, Frozen, Full, LoRA, Run
+
+GIB, TERA = 2**30, 1e12
+SDXL_UNET = {
+    **{"cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "block_out_channels": (320, 640, 1280)},
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    **{"transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True},
+    **{"addition_embed_type": "text_time", "addition_time_embed_dim": 256},
+    "projection_class_embeddings_input_dim": 2816,
+}
+SD3_DIT = {
+    **{"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24},
+    **{"attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096},
+    **{"caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 192},
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family, its denoiser without weights, its process, and the shapes of a latent and of the conditioning."""
+
+    family: type
+    build: Callable[[], nn.Module]
+    process: Any
+    latent: tuple[int, ...]
+    texts: dict[str, tuple[int, ...]]
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+MODELS = {
+    "sdxl": Model(
+        SDXL, lambda: diffusers.UNet2DConditionModel(**SDXL_UNET), VP(), (4, 128, 128),
+        {"prompt_embeds": (77, 2048), "pooled": (1280,)}, {"time_ids": (6,)},
+    ),
+    "sd15": Model(
+        SD, lambda: diffusers.UNet2DConditionModel(cross_attention_dim=768), VP(), (4, 64, 64),
+        {"prompt_embeds": (77, 768)},
+    ),
+    "sd3": Model(
+        SD3, lambda: diffusers.SD3Transformer2DModel(**SD3_DIT), Flow(), (16, 128, 128),
+        {"prompt_embeds": (333, 4096), "pooled": (2048,)},
+    ),
+    "flux": Model(
+        Flux, lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), Flow(), (16, 128, 128),
+        {"prompt_embeds": (512, 4096), "pooled": (768,)},
+    ),
+}  # fmt: skip
+
+
+class Blank:
+    """The material of a run, without contents: rows of known shapes. It is its own store of embeddings."""
+
+    def __init__(self, latent: tuple[int, ...], texts: dict[str, tuple[int, ...]], sizes: dict[str, tuple[int, ...]]):
+        self.latent, self.shapes, self.sizes = latent, texts, sizes
+        self.embeddings, self.negative = self, {}
+
+    def x0(self, visits: Sequence[Visit]) -> Tensor:
+        return torch.zeros(sum(len(v.group.images) for v in visits), *self.latent)
+
+    def texts(self, visits: Sequence[Visit]) -> list[str]:
+        return [v.group.prompt for v in visits for _ in v.group.images]
+
+    def rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {name: torch.zeros(len(texts), *shape) for name, shape in self.shapes.items()}
+
+    def sized(self, visits: Sequence[Visit]) -> dict[str, Tensor]:
+        images = sum(len(v.group.images) for v in visits)
+        return {name: torch.zeros(images, *shape) for name, shape in self.sizes.items()}
+
+
+class Known:
+    """A bank that knows everything."""
+
+    def read(self, visits: Sequence[Visit]) -> Tensor:
+        return torch.ones(sum(len(v.group.images) for v in visits))
+
+
+@dataclass
+class Counts:
+    """Of one step, per pair: floating-point operations, kernels, bytes kept for the backward pass, bytes sent to the
+    device, and how often other networks than the policy were asked."""
+
+    flops: float = 0.0
+    kernels: float = 0.0
+    kept: float = 0.0
+    sent: float = 0.0
+    reference: int = 0
+
+
+class _Operators(TorchDispatchMode):
+    """Counts kernels (operators that make something new) and bytes from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.sent = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        on_device = isinstance(found, Tensor) and found.device.type == "meta"
+        if on_device and first is not None and first.device.type == "cpu":
+            self.sent += first.nbytes
+        elif on_device and not func.is_view and "empty" not in str(func):
+            self.kernels += 1
+        return found
+
+
+@contextlib.contextmanager
+def flash() -> Iterator[None]:
+    """Within: attention is the flash kernel's operator, which the meta device would otherwise take apart."""
+    original = nn.functional.scaled_dot_product_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+        assert attn_mask is None
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False)[0]
+
+    nn.functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = original
+
+
+def groups(count: int) -> list[Visit]:
+    """As many pairs, each of a prompt of its own."""
+    rows = [pair(f"prompt{n}", f"a{n}", f"b{n}", 1.0, source="count") for n in range(count)]
+    return [Visit(Group(r.group, f"prompt{n}", r.images, (r,)), 0) for n, r in enumerate(rows)]
+
+
+def passes(model: Model, adaptation: Adaptation, pairs: int, *, bank: bool = True, **changes: Any) -> Passes:
+    """The passes of a DPO run of a model on the meta device in bfloat16, over a full latent cache and bank."""
+    backbone = model.family.__new__(model.family)
+    backbone.process = model.process
+    full = isinstance(adaptation, Full)
+    with torch.device("meta"):
+        backbone.denoiser = model.build().to(torch.float32 if full else torch.bfloat16)
+    run = Run("none", DPO(beta=5000.0), policy=adaptation, precision="bfloat16", batch=pairs, **changes)
+    narrow = torch.bfloat16
+    reference = None if bank else Frozen()
+    policy = Policy(backbone, adaptation, 0, reference=reference, narrow=narrow, device=torch.device("meta"))
+    data, material = SimpleNamespace(kind="pair"), Blank(model.latent, model.texts, model.sizes)
+    known = Known() if bank else None
+    device = torch.device("meta")
+    return Passes(run, data, backbone, model.process, material, policy, policy.denoiser, device, known)
+
+
+def count(made: Passes, pairs: int, checkpointing: str = "off") -> Counts:
+    """The counts of one optimizer step's gradients, per pair."""
+    activations.keep(made.policy.denoiser, checkpointing, random=False)
+    found, asked, past = Counts(), [], made.policy.past
+
+    def counted(*args: Any) -> Any:
+        asked.append(args)
+        return past(*args)
+
+    made.policy.past = counted
+    weights = {p.untyped_storage()._cdata for p in made.policy.denoiser.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.device.type == "meta" and storage._cdata not in weights:
+            kept[storage._cdata] = (storage.nbytes(), tensor)  # the tensor too, so that no address is used twice
+        return tensor
+
+    share, bad = step.Share(float(pairs), None, 1), torch.full((2,), -1, device="meta")
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    operators, flops = _Operators(), FlopCounterMode(display=False)
+    with flash(), hooks, flops, operators:
+        step.gradients(made, [groups(pairs)], share, contextlib.nullcontext, 1, bad)
+    found.flops, found.kernels = flops.get_total_flops() / pairs, operators.kernels / pairs
+    found.kept, found.sent = sum(size for size, _ in kept.values()) / pairs, operators.sent / pairs
+    found.reference = len(asked)
+    return found
+
+
+def table(names: Sequence[str]) -> None:
+    """One line a configuration."""
+    print(f"{'per pair':<34} {'TFLOP':>7} {'GiB kept':>9} {'kernels':>8} {'MB sent':>8} {'reference':>10}")
+    for name in names:
+        kinds: dict[str, Adaptation] = {"LoRA r64": LoRA(rank=64, alpha=64.0)}
+        if name != "flux":
+            kinds = {"full": Full(), **kinds}
+        for kind, adaptation in kinds.items():
+            for bank in (True, False):
+                made = passes(MODELS[name], adaptation, 1, bank=bank)
+                found = count(made, 1)
+                what = f"{name} {kind}{'' if bank else ', live reference'}"
+                print(
+                    f"{what:<34} {found.flops / TERA:7.2f} {found.kept / GIB:9.2f} {found.kernels:8.0f} "
+                    f"{found.sent / 1e6:8.2f} {found.reference:10d}", flush=True,
+                )  # fmt: skip
+                if bank and name == "sdxl":
+                    for checkpointing in ("selective", "full"):
+                        again = count(made, 1, checkpointing)
+                        print(f"  {checkpointing:<32} {again.flops / TERA:7.2f} {again.kept / GIB:9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    table(sys.argv[1:] or list(MODELS))

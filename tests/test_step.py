@@ -1,0 +1,229 @@
+"""The step: exact in chunks, waiting for nothing, silent before its last backward pass; what it says of bad numbers."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import worlds
+from torch import Tensor
+
+from diffalign import compiling, export, measuring, step
+from diffalign.objectives import DPO, DSPO, KTO, PlackettLuce, Safeguarded
+from diffalign.objectives.base import Advantages, Pairs, Ranking
+from diffalign.run import AdamW, Full, LoRA, Run, Schedule
+from diffalign.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def run(models: dict[str, Path], pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(
+        model=str(models["sdxl"]), objective=DPO(beta=2000.0), policy=LoRA(rank=2, alpha=4.0), data=str(pairs),
+        out=str(tmp_path_factory.mktemp("step")), steps=2, batch=4, resolution=32, optimizer=AdamW(lr=3e-3),
+        precision="float64",
+    )  # fmt: skip
+
+
+def states_of(run: Run) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    trainer = Trainer(run)
+    told = [{k: float(v) for k, v in done.metrics.items()} for done in trainer]
+    return told, {n: t.clone() for n, t in trainer.policy.state().items()}
+
+
+# --- in chunks
+
+
+LOSSES = [DPO(beta=2000.0), DSPO(beta=2000.0), Safeguarded(DPO(beta=2000.0)), PlackettLuce(), KTO()]
+
+
+@pytest.mark.parametrize("objective", LOSSES, ids=lambda o: type(o).__name__)
+def test_chunks_are_the_whole(run: Run, tmp_path: Path, objective: Any) -> None:
+    """Of lists, of losses that couple the batch, of inner products of residuals: 3 does not divide the images."""
+    data, out = run.data, run.out
+    if objective.judgement is Ranking:
+        data, out = str(worlds.ranked(tmp_path / "lists")), str(tmp_path / "run")
+    elif isinstance(objective, KTO):
+        data, out = str(worlds.single(tmp_path / "single")), str(tmp_path / "run")
+    whole = dataclasses.replace(run, objective=objective, data=data, out=out)
+    expected, told = states_of(whole), states_of(dataclasses.replace(whole, chunk=3))
+    for a, b in zip(told[0], expected[0], strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-10)
+    moved = 0.0
+    for name, tensor in told[1].items():
+        torch.testing.assert_close(tensor, expected[1][name], rtol=1e-6, atol=1e-9)
+        moved += float(tensor.abs().sum()) if "lora_B" in name else 0.0
+    assert moved > 0
+
+
+def test_no_gradients_are_exchanged_before_the_last_backward_pass(run: Run) -> None:
+    trainer = Trainer(dataclasses.replace(run, micro_batch=2))
+    quiet, seen = [], []
+
+    @contextlib.contextmanager
+    def silence() -> Iterator[None]:
+        quiet.append(True)
+        yield
+        quiet.pop()
+
+    weight = next(iter(trainer.policy.parameters.values()))
+    weight.register_hook(lambda gradient: seen.append(bool(quiet)))
+    parts = trainer._parts(trainer._visits(0))
+    share = step.Share(4.0, None, 1)
+    for chunk, expected in ((0, [True, False]), (3, [True, True, True, False])):
+        seen.clear()
+        passes = dataclasses.replace(trainer.passes, run=dataclasses.replace(run, chunk=chunk))
+        step.gradients(passes, parts, share, silence, 1, trainer.bad)
+        assert seen == expected
+
+
+# --- waiting for nothing
+
+
+@pytest.fixture(scope="module")
+def counters() -> ModuleType:
+    place = Path(__file__).parent.parent / "scripts" / "bench_counters.py"
+    spec = importlib.util.spec_from_file_location("bench_counters", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_counters"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_step_of_sdxl_costs_what_its_gradient_costs(counters: ModuleType) -> None:
+    """On the meta device no number can be read, so a step that ends has waited for none."""
+    made = counters.passes(counters.MODELS["sdxl"], Full(), 1)
+    found = counters.count(made, 1)
+    assert found.flops <= 41.3e12
+    assert found.kept <= 13 * 2**30
+    assert found.reference == 0
+    assert found.sent < 2e6, "latents, noise and one prompt"
+    assert made.policy._pasts == {}
+
+
+def test_adapters_of_sdxl_cost_less(counters: ModuleType) -> None:
+    made = counters.passes(counters.MODELS["sdxl"], LoRA(rank=64, alpha=64.0), 1)
+    found = counters.count(made, 1)
+    assert found.flops <= 30.0e12
+    assert found.kept <= 13 * 2**30
+
+
+def test_a_step_that_is_not_logged_reads_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that came out of the network, or of anything it fed, are never brought to the host."""
+    trainer = Trainer(dataclasses.replace(run, steps=3))
+    steps = iter(trainer)
+    next(steps)
+    read, live = [], {"on": True}
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy", "nonzero"):
+        original = getattr(Tensor, name)
+
+        def note(self: Tensor, *args: Any, original: Any = original, name: str = name) -> Any:
+            if live["on"] and (self.requires_grad or self.dtype.is_floating_point and self.data_ptr() in outputs):
+                read.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(Tensor, name, note)
+    outputs: set[int] = set()
+    sums = measuring.sums
+
+    def remembered(*args: Any) -> Tensor:
+        found = sums(*args)
+        outputs.add(found.data_ptr())
+        return found
+
+    monkeypatch.setattr(measuring, "sums", remembered)
+    done = next(steps)
+    assert read == []
+    outputs.add(done.metrics["loss"].data_ptr())
+    float(done.metrics["loss"])
+    assert read, "the counter counts"
+    live["on"] = False
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ranking", "advantages"])
+def test_sums_without_reading_are_the_sums(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    reward, policy, reference = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(3))
+    group, values = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0.1, 0.9, 0.9, 2.0, -1.0, 0.0])
+    if kind == "pairs":
+        judgement = Pairs(torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4]), torch.tensor([1.0, 0.5, 0.8]))
+        expected = [(0, 1), (5, 4)]
+    else:
+        judgement = (Ranking if kind == "ranking" else Advantages)(values, group)
+        expected = [(1, 0), (2, 0), (3, 4), (3, 5), (5, 4)]
+    errors, outcome = _bare(policy, reference), measuring.Outcome(torch.zeros(1), reward)
+    found = measuring.sums(errors, judgement, outcome, torch.tensor(0.5)).tolist()
+    margin = sum(float(reward[a] - reward[b]) for a, b in expected)
+    right = sum(float(reward[a] > reward[b]) for a, b in expected)
+    gaps = [sum(float((policy - reference)[p[i]]) for p in expected) for i in (0, 1)]
+    assert found == pytest.approx([0.5, margin, right, *gaps, len(expected)])
+
+
+def _bare(policy: Tensor, reference: Tensor) -> measuring.Errors:
+    return measuring.Errors(policy, reference)
+
+
+# --- what it says
+
+
+def test_the_first_bad_number_sticks() -> None:
+    bad = torch.full((2,), -1)
+    fine, broken = torch.zeros(3), torch.tensor([0.0, torch.nan, torch.inf])
+    bad = measuring.first_bad(bad, fine, 1, 0)
+    assert bad.tolist() == [-1, -1]
+    bad = measuring.first_bad(bad, broken, 2, 10)
+    assert bad.tolist() == [2, 11]
+    assert measuring.first_bad(bad, broken, 3, 0).tolist() == [2, 11]
+
+
+def test_the_learning_rate_that_is_told_is_the_one_that_was_used(run: Run) -> None:
+    changed = dataclasses.replace(run, schedule=Schedule("cosine", warmup=1), steps=3, batch=2, micro_batch=1)
+    trainer = Trainer(changed)
+    used = [(done.learning_rate, trainer.optimizer.param_groups[0]["lr"]) for done in trainer]
+    assert all(told == actual for told, actual in used)
+    assert used[0][0] == used[1][0] == 3e-3
+    assert used[2][0] == pytest.approx(1.5e-3)
+
+
+def test_the_average_is_what_is_exported_and_goes_on(run: Run, tmp_path: Path) -> None:
+    trainer = Trainer(dataclasses.replace(run, ema=0.75))
+    parameters = [{n: p.detach().clone() for n, p in trainer.policy.masters.items()}]
+    for _ in trainer:
+        parameters.append({n: p.detach().clone() for n, p in trainer.policy.masters.items()})
+    for name, first in parameters[0].items():
+        mean = first
+        for later in parameters[1:]:
+            mean = 0.75 * mean + 0.25 * later[name]
+        torch.testing.assert_close(trainer.policy._pasts["average"][name], mean)
+    trainer.policy.export(tmp_path / "policy")
+    plain = Trainer(dataclasses.replace(run, steps=1))
+    plain.policy.restore(plain.policy._read(tmp_path / "policy"))
+    for name, tensor in plain.policy.state().items():
+        torch.testing.assert_close(tensor, trainer.policy._pasts["average"][name], rtol=1e-6, atol=1e-7)
+    trainer.save(tmp_path / "checkpoint")
+    again = Trainer(dataclasses.replace(run, ema=0.75))
+    again.load(tmp_path / "checkpoint")
+    for name, tensor in again.policy._pasts["average"].items():
+        assert torch.equal(tensor, trainer.policy._pasts["average"][name])
+
+
+# --- compiled
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_compiled_blocks_compute_the_same(models: dict[str, Path], family: str) -> None:
+    from diffalign import backbones
+
+    plain, made = (backbones.load(str(models[family])) for _ in range(2))
+    told = export._probe(plain)
+    names = [n for n, _ in made.denoiser.named_parameters()]
+    assert compiling.compile_blocks(made.denoiser, "eager") > 0
+    assert [n for n, _ in made.denoiser.named_parameters()] == names
+    torch.testing.assert_close(export._output(made, told), export._output(plain, told), rtol=1e-5, atol=1e-5)

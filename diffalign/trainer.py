@@ -211,9 +211,9 @@ class Trainer:
             torch._foreach_div_([w.grad for w in weights], self.scale.value)
         return torch.nn.utils.clip_grad_norm_(weights, self.run.optimizer.max_grad_norm)
 
-    def _parts(self, visits: Sequence[dataset.Visit]) -> list[Sequence[dataset.Visit]]:
-        """This process's share of the visits, cut into micro-batches of one picture size."""
-        mine = visits[self.rank :: self.world]
+    def _parts(self, visits: Sequence[dataset.Visit], rank: int | None = None) -> list[Sequence[dataset.Visit]]:
+        """This process's (or another's) share of the visits, cut into micro-batches of one picture size."""
+        mine = visits[self.rank if rank is None else rank :: self.world]
         size = self.run.micro_batch or max(1, len(mine))
         return self.material.parts(mine, size)
 
@@ -248,10 +248,10 @@ class Trainer:
         found = self.accelerator.gather(self.bad[None]).tolist()
         if not (bad := [(first, image, rank) for rank, (first, image) in enumerate(found) if first >= 0]):
             return
-        first, image, rank = min(bad)
+        first, image, rank = min(bad, key=lambda found: (found[0], found[1] < 0, found))
         what = "the gradient's norm"
         if image >= 0:
-            mine = self._visits(first - 1)[rank :: self.world]
+            mine = [v for part in self._parts(self._visits(first - 1), rank) for v in part]
             name, group = [(i, v.group) for v in mine for i in v.group.images][image]
             told = ", ".join(r.id for r in group.judgements[:3])
             what = f"the error of image {name} (group {group.id}, judgements {told})"

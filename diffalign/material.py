@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign import buckets, cache, decoding, folders, views, weights
+from diffalign import buckets, cache, decoding, folders, keeping, views, weights
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.dataset import Dataset, Visit
 from diffalign.progress import track
@@ -128,12 +128,24 @@ class Stores:
         model = weights.fingerprint(weights.locate(run.model, run.config))
         key, shown = {"model": model, "dtype": str(dtype), "stored": run.pictures.stored}, run.pictures
         self.rows = _rows_by_size(run, data)
+        # latents that were kept where this model drew pictures in this size are what training is shown, not encoded
+        self.kept = {size: self._kept(model, size) if shown.posterior == "mean" else {} for size in self.rows}
         self.latents = {
-            size: cache.Store(place(run), "latents", key | {"size": list(size), "posterior": shown.posterior})
+            size: cache.Store(
+                place(run),
+                "latents",
+                key | {"size": list(size), "posterior": shown.posterior} | ({"kept": True} if self.kept[size] else {}),
+            )
             for size in self.rows
         }
         self.texts = cache.Store(place(run), "texts", key)
         self.negative = cache.Store(place(run), "negative", key)
+
+    def _kept(self, model: str, size: Size) -> dict[str, Path]:
+        """The kept latents of the images that are as large as they are shown, by image id."""
+        table = self.data.images.table
+        rows = [row for row in self.rows[size] if (table["width"][row].as_py(), table["height"][row].as_py()) == size]
+        return keeping.index(self.data.folder, [table["id"][row].as_py() for row in rows], model)
 
     def lacking(self) -> bool:
         """Whether anything has to be computed."""
@@ -177,6 +189,16 @@ class Stores:
         source = _Pictures(self.data.folder, wanted)
 
         def encode(batch: Sequence[str]) -> dict[str, Tensor]:
+            own = {n for n in batch if of[n] in self.kept[size] and not shown[n.partition(" ")[2]].mirrored}
+            if not own:
+                return made(batch)
+            rows = keeping.rows(self.kept[size], [of[n] for n in batch if n in own])
+            known = {n: rows[of[n]] for n in batch if n in own}
+            if rest := [n for n in batch if n not in own]:
+                known |= dict(zip(rest, made(rest)["latents"].cpu(), strict=True))
+            return {"latents": torch.stack([known[n] for n in batch])}
+
+        def made(batch: Sequence[str]) -> dict[str, Tensor]:
             taken = torch.stack([source.pixels(of[n], shown[n.partition(" ")[2]]) for n in batch])
             pixels = views.unit(taken.to(backbone.pipe.vae.device))
             if self.run.pictures.posterior == "mean":

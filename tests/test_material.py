@@ -13,11 +13,12 @@ import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import backbones, buckets, material, views
+from diffalign import backbones, buckets, folders, keeping, material, views, weights
 from diffalign.dataset import Dataset, Visit
 from diffalign.objectives import DPO
 from diffalign.records import Image, InputError, digest, pair
 from diffalign.run import AdamW, LoRA, Pictures, Run
+from diffalign.sampling import sample
 from diffalign.trainer import Trainer
 from diffalign.training import train
 from diffalign.views import View
@@ -292,3 +293,23 @@ def test_a_bucket_that_the_model_cannot_draw_is_refused(models: dict[str, Path],
     with pytest.raises(InputError, match="size 33x33: this model draws multiples of"):
         train(dataclasses.replace(run_of(models["sdxl"], pairs, tmp_path / "run"), resolution=33))
     assert not list((tmp_path / "run").rglob("part-*"))
+
+
+def test_kept_latents_are_not_encoded_again(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training is shown, bit for bit, the latents that the pictures were decoded from."""
+    (tmp_path / "p.txt").write_text("a red circle\nthe blue square\n")
+    images = tmp_path / "images"
+    sample(model=str(models["sdxl"]), prompts=tmp_path / "p.txt", out=images, per_prompt=2, steps=2, keep_latents=True)
+    drawn = folders.records(images, "images")
+    pairs = [pair(a.prompt_id, a.id, b.id, 1.0, source="test") for a, b in zip(drawn[:2], drawn[2:], strict=True)]
+    run = run_of(models["sdxl"], worlds.judged(tmp_path, pairs), tmp_path / "run")
+    backbone = backbones.load(run.model)
+    monkeypatch.setattr(type(backbone), "encode_images", None)
+    data = material.dataset_of(run)
+    found = material.prepare(run, data, backbone)
+    ids = [row.id for row in drawn]
+    kept = keeping.rows(keeping.index(images, ids, weights.fingerprint(models["sdxl"])), ids)
+    for group in data.groups:
+        assert torch.equal(found.x0([Visit(group, 0)]), torch.stack([kept[i] for i in group.images]))

@@ -92,9 +92,7 @@ def start(count: int) -> None:
             first = next(n for n, cut in enumerate(cuts) if not job.is_whole(n, cut))
             spent = time.process_time() - before
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        print(
-            f"{total} images, {len(cuts)} batches, first to draw {first}: {spent:.2f} s, peak {peaks[-1]:.0f} MiB"
-        )
+        print(f"{total} images, {len(cuts)} batches, first to draw {first}: {spent:.2f} s, peak {peaks[-1]:.0f} MiB")
     print(
         f"start {spent:.2f} s (bound 5 s){'' if spent < 5 else '  OVER'}; memory grows by {peaks[1] - peaks[0]:.0f} MiB"
     )

@@ -11,7 +11,7 @@ from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
     model="shapes/sdxl",
-    objective=Pairwise(Likelihood(beta=500.0), HingeLoss()),
+    objective=Pairwise(Likelihood(beta=50.0), HingeLoss()),
     policy=LoRA(rank=16, alpha=16.0),
     resolution=64,
     steps=40,

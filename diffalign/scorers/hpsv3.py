@@ -25,7 +25,7 @@ _WORDS = (Path(__file__).parent / "prompts" / "hpsv3.txt").read_text(encoding="u
 
 
 def hpsv3(place: str) -> Scorer:
-    """The mean of the head's Gaussian, about -10 to 15, at the reward token behind image, instruction and prompt.
+    """The mean of the head's Gaussian, unbounded, at the reward token behind image, instruction and prompt.
 
     `place` is "FILE" or "FILE,BASE": the official HPSv3.safetensors, its folder or a hub id, and a folder or hub id
     with configuration, tokenizer and image processor of Qwen2-VL-7B-Instruct (default: the hub cache); BASE's weights

@@ -13,7 +13,7 @@ from types import CodeType, ModuleType
 
 from diffalign import places
 from diffalign.records import InputError
-from diffalign.run import Run
+from diffalign.run import LoRA, Run
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(run, Run):
         raise InputError(f"{path}: defines no `{attribute or 'run'} = Run(...)`")
     return Recipe(run, path, hashlib.sha256(source).hexdigest())
+
+
+def start_of(run: Run) -> Path | None:
+    """The adapter that the first of several rounds starts from; raises InputError where a run trains no adapter."""
+    if not isinstance(run.policy, LoRA):
+        raise InputError(f"policy = {run.policy}: expected a LoRA; a round goes on from the adapter of the one before")
+    return Path(run.policy.start) if run.policy.start else None
 
 
 class _Fresh(SourceFileLoader):

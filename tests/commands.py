@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -66,6 +67,22 @@ class Command:
         self._process.join(120)
         assert self._process.exitcode is not None, "does not end"
         return Ended(self._process.exitcode, *(p.read_text() if p.exists() else "" for p in self._said))
+
+
+def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
+    """A function of a test's module at work in a process of its own, which can be killed."""
+    process = _CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def wait(process: BaseProcess, condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for something that a process does; fail where it ends before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), f"ended before it came so far: {process.exitcode}"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.0005)
 
 
 def run(*words: object, cwd: Path, largest: int | None = None) -> Ended:

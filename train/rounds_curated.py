@@ -13,6 +13,7 @@ from pathlib import Path
 from diffalign import cli
 from diffalign.objectives import SFT
 from diffalign.pairing import pair
+from diffalign.recipes import start_of
 from diffalign.run import AdamW, LoRA, Run
 from diffalign.sampling import sample
 from diffalign.scoring import score
@@ -52,7 +53,7 @@ def rounds(
         guidance: Guidance scale.
         batch: Images per denoiser call.
     """
-    last = Path(run.policy.start) if run.policy.start else None
+    last = start_of(run)
     for number in range(1, rounds + 1):
         here = out / f"round-{number}"
         lora = (last,) if last else ()

@@ -14,6 +14,7 @@ from pathlib import Path
 from diffalign import cli, folders
 from diffalign.objectives import RankDPO
 from diffalign.pairing import pair
+from diffalign.recipes import start_of
 from diffalign.run import AdamW, LoRA, Run, States
 from diffalign.sampling import read_prompts, sample
 from diffalign.scoring import score
@@ -51,7 +52,7 @@ def rounds(
         guidance: Guidance scale.
         batch: Images per denoiser call.
     """
-    listed, last = read_prompts(prompts), Path(run.policy.start) if run.policy.start else None
+    last, listed = start_of(run), read_prompts(prompts)
     for number in range(rounds):
         here = out / f"round-{number + 1}"
         mine = "".join(json.dumps({"text": p.text, "id": p.id}) + "\n" for p in listed[number::rounds])

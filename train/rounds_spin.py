@@ -14,6 +14,7 @@ from pathlib import Path
 from diffalign import cli, folders
 from diffalign.objectives import DPO, SFT
 from diffalign.pairing import pair
+from diffalign.recipes import start_of
 from diffalign.run import AdamW, LoRA, Run
 from diffalign.sampling import sample
 from diffalign.training import train
@@ -48,12 +49,12 @@ def rounds(
         guidance: Guidance scale.
         batch: Images per denoiser call.
     """
-    if not run.policy.start:
-        here = out / "round-0"
-        pair(real, rule="desirable", out=here / "pairs")
-        places = {"data": str(here / "pairs"), "out": str(here / "run")}
+    last = start_of(run)
+    if last is None:
+        last = out / "round-0" / "run"
+        pair(real, rule="desirable", out=out / "round-0" / "pairs")
+        places = {"data": str(out / "round-0" / "pairs"), "out": str(last)}
         train(dataclasses.replace(run, objective=SFT(), steps=fine_tuning, **places))
-    last = Path(run.policy.start or out / "round-0" / "run")
     wanted = {row["prompt_id"] for row in folders.image_rows(real).values()}
     known = folders.texts(real).items()
     texts = "".join(json.dumps({"text": text, "id": name}) + "\n" for name, text in known if name in wanted)

@@ -14,6 +14,8 @@ from diffalign.records import InputError, Judgement, digest, group_id
 from diffalign.records import pair as pair_record
 from diffalign.streams import stream
 
+# By whom images are judged that were compared and not scored.
+WON = "win rate"
 SEVERAL = ("agreement", "frontier")
 LISTS = ("ranking", "advantages", "curated")
 PLACES = ("score", "pair", "import", "filter", "caption")
@@ -21,7 +23,7 @@ _BY_ONE = ("scorer", "min_gap", "seed")
 # Which flags a rule reads; any other one given is refused.
 READS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(rules.RULES, (*_BY_ONE, "temperature", "min_p")),
-    "ranking": (*_BY_ONE, "top"),
+    "ranking": (*_BY_ONE, "top", "temperature"),
     "advantages": _BY_ONE,
     "curated": (*_BY_ONE, "temperature", "real", "real_share"),
     "agreement": ("scorer", "least", "seed"),
@@ -64,10 +66,11 @@ def pair(
         data: Record folder of scores, of comparisons, or for the rules of sets (swap_*, real_vs_generated, desirable)
             of images.
         out: Record folder to write.
-        rule: Pairs by one scorer: best_vs_worst, all_pairs, neighbours, best_vs_random. Lists by one scorer: ranking,
-            advantages. curated keeps one image of each prompt. Pairs by several scorers: agreement, frontier (Pareto).
-            Pairs of two images drawn for a prompt, swapped until the set of the better ones scores highest: swap_vendi,
-            swap_frechet (DRAGON). real_vs_generated needs no judge (SPIN). desirable: each image is good.
+        rule: Pairs by one scorer: best_vs_worst, all_pairs, neighbours, best_vs_random. Lists by one scorer: ranking
+            (shares of duels won), advantages. curated keeps one image of each prompt. Pairs by several scorers:
+            agreement, frontier (Pareto). Pairs of two images drawn for a prompt, swapped until the set of the better
+            ones scores highest: swap_vendi, swap_frechet (DRAGON). real_vs_generated needs no judge (SPIN). desirable:
+            each image is good.
         scorer: By whose scores; needed where the folder holds those of several.
         min_gap: Scores that differ by no more than this are tied.
         min_p: Leave out pairs with P below this; needs a temperature.
@@ -142,7 +145,7 @@ def _of_scores(data: Path, rule: str, flags: dict[str, Any], counts: Counter[str
     scored = manifest.stage == "score"
     if "rule" in manifest.arguments:
         raise InputError(f"{data}: holds the output of `pair`, expected that of `score`, or comparisons (of `judge`)")
-    judges = grouping.judges(data, flags["scorer"], several=rule in SEVERAL) if scored else ("win rate",)
+    judges = grouping.judges(data, flags["scorer"], several=rule in SEVERAL) if scored else (WON,)
     if not scored and (flags["scorer"] or rule in SEVERAL):
         raise InputError(f"{data}: holds comparisons; {rule} and --scorer are for scores")
     if flags["least"] > len(judges):
@@ -171,7 +174,10 @@ def _judge(
         return [gathering.good(group.prompt, images[rules.curated(values, flags["temperature"], rng)], rule, name)]
     if rule in LISTS:
         ranked = rules.ranking(values, flags["top"])
-        scores = rules.advantages(values) if rule == "advantages" else values
+        if rule == "advantages":
+            scores = rules.advantages(values)
+        else:
+            scores = values if name == WON else rules.duels(values, flags["temperature"], flags["min_gap"])
         return [_list(group.prompt, [images[i] for i in ranked], [float(scores[i]) for i in ranked], rule, name)]
     known = {"source": rule, "rater": name}
     if rule == "agreement":

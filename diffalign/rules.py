@@ -39,6 +39,17 @@ def ranking(values: np.ndarray, top: int = 0) -> list[int]:
     return np.argsort(-values, kind="stable").tolist()[: top or None]
 
 
+def duels(values: np.ndarray, temperature: float | None, tie: float = 0.0) -> np.ndarray:
+    """Share of its duels inside the group that each image wins, (images,), in [0, 1]; what RankDPO's gains are made of.
+
+    A duel is won with P = sigmoid(gap / temperature); without a temperature by more than `tie`, else it is a half.
+    """
+    gaps = values[:, None] - values[None, :]
+    hard = np.where(np.abs(gaps) > tie, np.sign(gaps), 0.0)
+    won = 0.5 * (1 + (hard if temperature is None else np.tanh(0.5 * gaps / temperature)))
+    return (won.sum(1) - 0.5) / (len(values) - 1)
+
+
 def advantages(values: np.ndarray) -> np.ndarray:
     """(value - mean) / standard deviation within the group."""
     return (values - values.mean()) / values.std()

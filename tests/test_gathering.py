@@ -128,7 +128,9 @@ def test_swaps_by_the_embedded_embeddings(tmp_path: Path, world: tuple[Path, dic
 def test_rankings_and_advantages(tmp_path: Path) -> None:
     scores = scored(tmp_path, {"a": {"clip": [0.0, 3.0, 1.0, 2.0]}, "flat": {"clip": [1.0, 1.0]}})
     [found] = made(tmp_path / "r", scores, rule="ranking", top=3)
-    assert (found.kind, found.images, found.scores) == ("ranking", ("a-1", "a-3", "a-2"), (3.0, 2.0, 1.0))
+    assert (found.kind, found.images, found.scores) == ("ranking", ("a-1", "a-3", "a-2"), (1.0, 2 / 3, 1 / 3))
+    [soft] = made(tmp_path / "s", scores, rule="ranking", temperature=1.0)
+    assert soft.scores[0] == pytest.approx(np.mean([1 / (1 + math.exp(-gap)) for gap in (1, 2, 3)]))
     [found] = made(tmp_path / "a", scores, rule="advantages")
     assert found.kind == "advantages"
     assert sum(found.scores) == pytest.approx(0)
@@ -220,7 +222,7 @@ def test_a_threshold_on_p(tmp_path: Path) -> None:
         ({"min_p": 0.3, "temperature": 1.0}, "out of range"),
         ({"rule": "ranking", "top": 1}, "out of range"),
         ({"top": 3}, "top = 3: best_vs_worst does not read it \\(ranking do"),
-        ({"rule": "ranking", "temperature": 1.0}, "ranking does not read it"),
+        ({"rule": "ranking", "min_p": 0.7}, "ranking does not read it"),
         ({"rule": "real_vs_generated"}, "real = None"),
         ({"rule": "curated", "real_share": 0.2}, "a share needs the folder"),
         ({"rule": "swap_frechet"}, "needs --exemplars"),

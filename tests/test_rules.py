@@ -73,6 +73,17 @@ def test_advantages_have_mean_0_and_deviation_1_on_any_scale(values: list[float]
     assert rules.advantages(scale * scores + shift) == pytest.approx(found, abs=1e-6)
 
 
+@given(VALUES, st.floats(0.1, 10))
+def test_shares_of_duels_won(values: list[float], temperature: float) -> None:
+    scores = np.array(values)
+    for shares in (rules.duels(scores, None), rules.duels(scores, temperature), rules.duels(scores, None, 1.0)):
+        assert shares.sum() == pytest.approx(len(values) / 2), "every duel gives one away"
+        assert 0 <= shares.min() <= shares.max() <= 1
+        assert all(np.diff(shares[np.argsort(scores, kind="stable")]) >= -1e-9), "in the order of the scores"
+    wide = rules.duels(scores, 1e-6) if np.ptp(scores) == 0 or np.diff(np.sort(scores)).min() > 1e-4 else None
+    assert wide is None or wide == pytest.approx(rules.duels(scores, None))
+
+
 def test_a_curated_choice_follows_bradley_and_terry() -> None:
     values, generator = np.array([0.0, 1.0, 0.5]), rng()
     assert rules.curated(values, None, generator) == 1

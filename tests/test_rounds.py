@@ -82,7 +82,7 @@ def test_a_round_goes_on_from_the_last_one(name: str, whole: Callable[[str], Pat
     runs = [out / f"round-{n}" / "run" for n in (0, 1, 2) if (out / f"round-{n}").exists()]
     starts = [json.loads((run / "run.json").read_text())["run"]["policy"]["start"] for run in runs]
     assert starts == ["", *map(str, runs[:-1])]
-    drawn = {n: folders.load(out / f"round-{n}" / "images").arguments["adapter"] for n in (1, 2)}
+    drawn = {n: folders.records(out / f"round-{n}" / "images", "images")[0].adapter for n in (1, 2)}
     assert drawn[1] != drawn[2], "drawn by what the round before learnt"
     assert (drawn[1] is None) == (name != "rounds_spin"), "SPIN starts from fine-tuning"
     for earlier, later in itertools.pairwise(runs):

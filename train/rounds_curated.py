@@ -56,7 +56,7 @@ def rounds(
     last = start_of(run)
     for number in range(1, rounds + 1):
         here = out / f"round-{number}"
-        lora = (last,) if last else ()
+        lora = (str(last),) if last else ()
         sample(
             model=run.model, lora=lora, prompts=prompts, out=here / "images", per_prompt=per_prompt,
             seed=run.seed + number, steps=steps, guidance=guidance, batch=batch,

@@ -14,9 +14,10 @@ from pathlib import Path
 from diffalign import cli, folders
 from diffalign.objectives import DPO
 from diffalign.pairing import pair
+from diffalign.prompts import read_prompts
 from diffalign.recipes import start_of
 from diffalign.run import AdamW, Frozen, HardCopy, LoRA, Run, Schedule
-from diffalign.sampling import read_prompts, sample
+from diffalign.sampling import sample
 from diffalign.scoring import score
 from diffalign.training import train
 
@@ -52,12 +53,12 @@ def rounds(
         guidance: Guidance scale.
         batch: Images per denoiser call.
     """
-    last, listed = start_of(run), read_prompts(prompts)
+    last, listed = start_of(run), read_prompts(prompts).prompts
     for number in range(rounds):
         here = out / f"round-{number + 1}"
         mine = "".join(json.dumps({"text": p.text, "id": p.id}) + "\n" for p in listed[number::rounds])
         folders.write_atomically(here / "prompts.jsonl", mine.encode())
-        lora = (last,) if last else ()
+        lora = (str(last),) if last else ()
         sample(
             model=run.model, lora=lora, prompts=here / "prompts.jsonl", out=here / "images", per_prompt=per_prompt,
             seed=run.seed + number, steps=steps, guidance=guidance, batch=batch,

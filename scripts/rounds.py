@@ -1,8 +1,9 @@
 """What rounds are worth on the embedded world: online DPO, SPIN, curated retraining; three seeds, held-out prompts.
 
 Each arm is a recipe of `train/rounds_*.py` at a small size, run by its own function; all policies draw the same test
-prompts with the same noise. Gold score: of the pixels, seen by no training. Diversity: the Vendi score of a prompt's
-pictures by the proxy's picture embeddings, averaged over prompts. Real images are renderings of the captions.
+prompts with the same noise. Gold score: of the pixels, seen by no training. Real images are renderings of captions.
+Curated retraining is about diversity, so it lives on short captions, which leave most of a picture open: of these it
+draws, sees real images, and is tested, by the Vendi score of a prompt's pictures (the proxy's picture embeddings).
 Intervals are of 95 %, resampled by prompt, each prompt's value the mean over the seeds.
 
     python scripts/rounds.py --out build/rounds    # Markdown on stdout; OUT/rounds.json; goes on where it was stopped
@@ -14,7 +15,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,24 +31,26 @@ from diffalign.records import Prompt, digest, prompt_id
 from diffalign.sampling import sample
 from diffalign.scorers import features
 from diffalign.scoring import score
-from diffalign.shapes.captions import caption, demand_of, prompts, split_of
-from diffalign.shapes.scene import sample_scene
+from diffalign.shapes.captions import caption, parse, prompts, split_of
+from diffalign.shapes.scene import Scene, sample_scene
 
 SEEDS = (0, 1, 2)
 MEASURES = ("gold", "gold_right", "vendi")
+BASE, SHORT = "base", "base, short captions"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Prompts of all rounds together, images a prompt, real images, test prompts and noises, rounds, steps a round,
-    groups a step, denoising steps.
+    """Prompts of all rounds together (curated: of each round), images a prompt, real images, test prompts and noises,
+    the same of short captions, rounds, steps a round, groups a step, denoising steps.
     """
 
     prompts: int = 96
+    curated: int = 32
     per_prompt: int = 4
     real: int = 64
-    test_prompts: int = 64
-    test_noises: int = 4
+    test: tuple[int, int] = (64, 4)
+    short: tuple[int, int] = (32, 8)
     rounds: int = 3
     train_steps: int = 30
     batch: int = 12
@@ -64,29 +67,42 @@ def recipe(name: str) -> ModuleType:
     return module
 
 
-def write_real(place: Path, seed: int, count: int) -> Path:
-    """A folder of renderings of scenes, each under a true caption of the training split; what is there is kept."""
+def scenes(split: str, length: str, count: int, seed: int) -> dict[str, Scene]:
+    """True caption -> scene, of a split; short captions are of one object."""
+    rng, found = np.random.default_rng([23, seed, len(split), len(length)]), {}
+    while len(found) < count:
+        scene = sample_scene(rng, 2 if length != "short" and rng.random() < 0.3 else 1)
+        text = caption(scene, length, rng)
+        if split_of(parse(text)) == split:
+            found.setdefault(text, scene)
+    return found
+
+
+def write_real(place: Path, drawn: dict[str, Scene]) -> Path:
+    """A folder of renderings of scenes under their captions; what is there is kept."""
     if (place / "diffalign.json").exists():
         return place
-    rng, found = np.random.default_rng([23, seed]), {}
-    while len(found) < count:
-        scene = sample_scene(rng, 2 if rng.random() < 0.3 else 1)
-        if split_of(demand_of(scene)) == "train":
-            found[caption(scene, "compositional", rng)] = scene
-    rows = [(Prompt(prompt_id(text), text), scene) for text, scene in found.items()]
-    folders.begin(place, folders.Manifest("sample", {"renderings": count, "seed": seed}, 1))
+    rows = [(Prompt(prompt_id(text), text), scene) for text, scene in drawn.items()]
+    folders.begin(place, folders.Manifest("sample", {"renderings": digest(*drawn)}, 1))
     folders.write_part(place, "prompts", 0, [prompt for prompt, _ in rows])
     folders.write_part(place, "images", 0, [picture(prompt.id, 0, scene) for prompt, scene in rows])
     return place
 
 
+def write_texts(path: Path, texts: Iterable[str]) -> Path:
+    """A prompt file."""
+    write_atomically(path, "".join(f"{text}\n" for text in texts).encode())
+    return path
+
+
 def arms(out: Path, seed: int, sizes: Sizes) -> dict[str, Callable[[], Path | None]]:
     """Name -> what trains the arm and gives the run to draw with; SPIN's start is the run before its first round."""
-    here = out / f"seed-{seed}"
-    texts = prompts("train", sizes.prompts * len(SEEDS))[seed :: len(SEEDS)]
-    for name, count in (("all", sizes.prompts), ("few", sizes.prompts // sizes.rounds)):
-        write_atomically(here / f"{name}.txt", "".join(f"{text}\n" for text in texts[:count]).encode())
-    real = write_real(here / "real", seed, sizes.real)
+    here, n, steps = out / f"seed-{seed}", sizes.rounds, sizes.train_steps
+    listed = write_texts(here / "prompts.txt", prompts("train", sizes.prompts * len(SEEDS))[seed :: len(SEEDS)])
+    short = scenes("train", "short", sizes.curated + sizes.real, seed)
+    few = write_texts(here / "short.txt", list(short)[: sizes.curated])
+    real = write_real(here / "real", scenes("train", "compositional", sizes.real, seed))
+    others = write_real(here / "real-short", dict(list(short.items())[sizes.curated :]))
 
     def run(name: str, arm: str, rounds: int, steps: int, **asked: Any) -> Path:
         module = recipe(name)
@@ -94,24 +110,26 @@ def arms(out: Path, seed: int, sizes: Sizes) -> dict[str, Callable[[], Path | No
         module.rounds(out=here / arm, run=run, rounds=rounds, steps=sizes.steps, **asked)
         return here / arm / f"round-{rounds}" / "run"
 
-    n, steps, drawn = sizes.rounds, sizes.train_steps, {"per_prompt": sizes.per_prompt, "prompts": here / "all.txt"}
-    again, mixed = drawn | {"prompts": here / "few.txt"}, {"real": real, "real_share": 0.25}
+    drawn, again = ({"per_prompt": sizes.per_prompt, "prompts": path} for path in (listed, few))
     return {
-        "base": lambda: None,
+        BASE: lambda: None,
+        SHORT: lambda: None,
         "online DPO, one round": lambda: run("online_dpo", "online-1", 1, n * steps, **drawn),
         "online DPO, rounds": lambda: run("online_dpo", "online-n", n, steps, **drawn),
         "fine-tuning on real images": lambda: run("spin", "spin", 0, steps, real=real),
         "SPIN, rounds": lambda: run("spin", "spin", n, steps, real=real),
         "curated, no real images": lambda: run("curated", "curated", n, steps, **again),
-        "curated, 25 % real images": lambda: run("curated", "curated-real", n, steps, **again, **mixed),
+        "curated, 25 % real images": lambda: run(
+            "curated", "curated-real", n, steps, **again, real=others, real_share=0.25
+        ),
     }
 
 
-def measure(place: Path, lora: Path | None, out: Path, sizes: Sizes) -> dict[str, list[float]]:
+def measure(place: Path, lora: Path | None, listed: Path, noises: int, steps: int) -> dict[str, list[float]]:
     """Per test prompt: mean gold score, share of all-right pictures, Vendi score of its pictures."""
     sample(
-        model="shapes/sdxl", lora=(lora,) if lora else (), prompts=out / "test.txt", out=place / "images",
-        per_prompt=sizes.test_noises, seed=100, steps=sizes.steps, guidance=2.0, batch=32,
+        model="shapes/sdxl", lora=(str(lora),) if lora else (), prompts=listed, out=place / "images",
+        per_prompt=noises, seed=100, steps=steps, guidance=2.0, batch=32,
     )  # fmt: skip
     score(place / "images", scorer=("gold", "gold_right"), out=place / "scores")
     values: dict[str, dict[str, list[float]]] = {name: {} for name in ("gold", "gold_right")}
@@ -134,7 +152,8 @@ def perform(out: Path, seed: int, arm: str, sizes: Sizes) -> dict[str, Any]:
     lora = arms(out, seed, sizes)[arm]()
     trained = time.process_time()
     place = out / f"seed-{seed}" / "test" / "".join(c if c.isalnum() else "-" for c in arm)
-    found = measure(place, lora, out, sizes)
+    kind = "short" if arm == SHORT or arm.startswith("curated") else "test"
+    found = measure(place, lora, out / f"{kind}.txt", getattr(sizes, kind)[1], sizes.steps)
     seconds = {"train": round(trained - started, 1), "measure": round(time.process_time() - trained, 1)}
     return {"arm": arm, "seed": seed, "seconds": seconds, **found}
 
@@ -142,21 +161,22 @@ def perform(out: Path, seed: int, arm: str, sizes: Sizes) -> dict[str, Any]:
 def made_from(arm: str, sizes: Sizes) -> str:
     """A hash of what a row must have been made from to be read again: sizes, weights, and the recipe of its rounds."""
     names = {"online": "online_dpo", "fine-tuning": "spin", "SPIN,": "spin", "curated,": "curated"}
-    path = places.recipe(f"rounds_{names[arm.split()[0]]}") if arm != "base" else None
+    path = places.recipe(f"rounds_{names[arm.split()[0]]}") if arm not in (BASE, SHORT) else None
     model = weights.fingerprint(weights.locate("shapes/sdxl"))
     return digest(json.dumps(dataclasses.asdict(sizes)), model, path.read_bytes() if path else None)
 
 
 def table(out: Path, seeds: Sequence[int], sizes: Sizes) -> list[dict[str, Any]]:
     """The rows of all arms and seeds, each also at OUT/rows, from where it is read again. The base is measured once."""
-    write_atomically(out / "test.txt", "".join(f"{t}\n" for t in prompts(sizes.split, sizes.test_prompts)).encode())
+    write_texts(out / "test.txt", prompts(sizes.split, sizes.test[0]))
+    write_texts(out / "short.txt", scenes(sizes.split, "short", sizes.short[0], 0))
     rows = []
     for seed in seeds:
         for number, arm in enumerate(arms(out, seed, sizes)):
             path = out / "rows" / f"{seed}-{number}.json"
             row = json.loads(path.read_text()) if path.exists() else {}
             made = made_from(arm, sizes)
-            if row.get("made") != made and (arm != "base" or seed == seeds[0]):
+            if row.get("made") != made and (arm not in (BASE, SHORT) or seed == seeds[0]):
                 row = perform(out, seed, arm, sizes) | {"made": made}
                 write_atomically(path, (json.dumps(row) + "\n").encode())
                 means = {name: round(float(np.mean(row[name])), 4) for name in MEASURES}
@@ -182,8 +202,8 @@ CLAIMS = (
     ("rounds of online DPO beat one round of as many pairs and steps", "online DPO, one round", "online DPO, rounds",
      "gold", "above"),
     ("SPIN improves on its start without any judge", "fine-tuning on real images", "SPIN, rounds", "gold", "above"),
-    ("curated retraining without real images loses diversity", "base", "curated, no real images", "vendi", "below"),
-    ("with 25 % real images it does not", "base", "curated, 25 % real images", "vendi", "not below"),
+    ("curated retraining without real images loses diversity", SHORT, "curated, no real images", "vendi", "below"),
+    ("with 25 % real images it does not", SHORT, "curated, 25 % real images", "vendi", "not below"),
     ("25 % real images keep diversity", "curated, no real images", "curated, 25 % real images", "vendi", "above"),
 )  # fmt: skip
 
@@ -199,7 +219,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
              "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for arm in dict.fromkeys(row["arm"] for row in rows):
         gold, right, vendi = (gathered(rows, arm, name).mean() for name in MEASURES)
-        against = ["", ""] if arm == "base" else [_said(contrast(rows, "base", arm, n)) for n in ("gold", "vendi")]
+        base = SHORT if arm.startswith("curated") else BASE
+        against = ["" if arm in (BASE, SHORT) else _said(contrast(rows, base, arm, name)) for name in ("gold", "vendi")]
         lines.append(f"| {arm} | {gold:.3f} | {against[0]} | {right:.1%} | {vendi:.3f} | {against[1]} |")
     lines += ["", "| claim | measured | difference | each seed | |", "| --- | --- | ---: | --- | --- |"]
     for text, a, b, name, wanted in CLAIMS:

@@ -76,7 +76,7 @@ def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
     return process
 
 
-def wait(process: BaseProcess, condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait(process: BaseProcess, condition: Callable[[], bool], seconds: float = 600) -> None:
     """Wait for something that a process does; fail where it ends before."""
     end = time.monotonic() + seconds
     while not condition():

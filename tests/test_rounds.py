@@ -142,7 +142,7 @@ def test_killed_anywhere_the_same_command_goes_on(
 
 
 def said(out: Path) -> dict[str, bytes]:
-    """Relative path -> bytes, but for the place of OUT itself, which images keep of the adapter they were drawn with."""
+    """Relative path -> bytes, but for the place of OUT itself, which images keep with their adapter."""
     found = commands.contents(out, without=APART)
     return {n: data.replace(str(out).encode(), b"OUT") for n, data in found.items()}
 

@@ -257,5 +257,5 @@ def test_a_score_that_is_no_number_names_its_row(tmp_path: Path) -> None:
     table = pq.read_table(path)
     values = table.schema.get_field_index("value")
     pq.write_table(table.set_column(values, "value", pa.array([math.nan, 1.0])), path)
-    with pytest.raises(InputError, match="scores, row 0: score of image a-0 by clip: nan is not a finite number"):
+    with pytest.raises(InputError, match="row 0: score of image a-0 by clip: nan is not a finite number"):
         pairing.pair(scores, out=tmp_path / "no")

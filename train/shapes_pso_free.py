@@ -1,7 +1,8 @@
 """PSO offline without reference on the embedded world: LoRA, a hinge on the likelihood, put together freely.
 
 Paper: PSO, arXiv 2410.03190; `pso_db` of its code.
-beta: 50, for at 500 most margins of these small errors are decided before training (see CPO); the model is no few-step one, so times are uniform.
+beta: 50, for at 500 most margins of these small errors are decided before training (see CPO). The model is no few-step
+one, so times are uniform.
 Every other value is chosen for the embedded world and shared by all methods there; scripts/learns.py measures it.
 Hardware: two CPU cores, less than a minute.
 """

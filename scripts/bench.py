@@ -1,4 +1,9 @@
-"""Numbers of the machine that it runs on, not of any test: python scripts/bench.py [imports] [loading] [toggle]
+"""Numbers of the machine that it runs on, not of any test: python scripts/bench.py [imports] [loading] [toggle] …
+
+    counters    exact counts of a training step on the meta device (`bench_counters.py`)
+    ratios      what the caches save and the library costs, beside other scripts' steps (`bench_ratios.py`)
+
+What needs an accelerator (pairs a second, share of its matmul rate, peak memory) is not written: there was none.
 
 Each line gives what was measured, and the bound that it is held against. Processor seconds, not the clock's, where a
 busy machine would be measured instead.
@@ -11,18 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import bench_counters
+import bench_ratios
 import torch
+from bench_counters import GIB
+from bench_counters import SDXL_UNET as SDXL
 from torch import nn
 
-GIB = 2**30
-SDXL = {
-    **{"cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "block_out_channels": (320, 640, 1280)},
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    **{"transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True},
-    **{"addition_embed_type": "text_time", "addition_time_embed_dim": 256},
-    "projection_class_embeddings_input_dim": 2816,
-}
 # not getrusage's figure, which a process takes over from the one that started it
 LOAD = """
 import sys
@@ -114,5 +114,12 @@ def toggle() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    known = {
+        "imports": imports,
+        "loading": loading,
+        "toggle": toggle,
+        "counters": lambda: bench_counters.table(list(bench_counters.MODELS)),
+        "ratios": lambda: bench_ratios.main(rounds=5, pairs=4),
+    }
     for name in sys.argv[1:] or ("imports", "loading", "toggle"):
-        {"imports": imports, "loading": loading, "toggle": toggle}[name]()
+        known[name]()

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.records import InputError
+
+_PART = r"-(\d+)-of-\d+$"
 
 
 def publish(folder: Path, temporary: Path) -> None:
@@ -89,6 +92,24 @@ def save(
         (temporary / "state.json").write_text(json.dumps({"data": data, "hashes": hashes}, indent=1))
 
 
+def save_part(folder: Path, tensors: dict[str, dict[str, Tensor]], rank: int, world: int) -> None:
+    """Write one process's part of every tensor, cut along its first axis, beside `folder`, where `scratch` made room.
+
+    Numbers without an axis are the first process's.
+    """
+    for name, values in tensors.items():
+        mine = {k: v.detach().contiguous().cpu() for k, v in values.items() if v.ndim or rank == 0}
+        save_file(mine, folder.with_name(f".{folder.name}.tmp") / f"{name}-{rank}-of-{world}.safetensors")
+
+
+def join_parts(folder: Path, data: dict[str, Any]) -> None:
+    """Make `folder` of what all processes wrote by `save_part`, whole or not at all; as `save`."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    hashes = {p.name: _hash(p) for p in sorted(temporary.iterdir())}
+    (temporary / "state.json").write_text(json.dumps({"data": data, "hashes": hashes}, indent=1))
+    publish(folder, temporary)
+
+
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -97,7 +118,8 @@ def _hash(path: Path) -> str:
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(tensors, data) of a checkpoint; raises InputError naming the file that is missing or damaged.
 
-    Tensors get memory of their own: mapped ones lie at other alignments and compute other last bits.
+    Tensors that several processes wrote in parts are whole again, and get memory of their own: mapped ones lie at
+    other alignments and compute other last bits.
     """
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -107,8 +129,23 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
                 raise InputError(f"{folder / name}: is damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{folder}: is not whole ({error})") from None
-    tensors = {Path(n).stem: load_file(folder / n) for n in state["hashes"] if n.endswith(".safetensors")}
-    return {k: {n: torch.clone(v) for n, v in values.items()} for k, values in tensors.items()}, data
+    files: dict[str, list[str]] = {}
+    for name in sorted((n for n in state["hashes"] if n.endswith(".safetensors")), key=_rank):
+        files.setdefault(re.sub(_PART, "", Path(name).stem), []).append(name)
+    tensors = {name: _joined([load_file(folder / n) for n in parts]) for name, parts in files.items()}
+    return tensors, data
+
+
+def _rank(name: str) -> int:
+    found = re.search(_PART, Path(name).stem)
+    return int(found[1]) if found else 0
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors of the parts of all processes, in memory of their own."""
+    if len(parts) == 1:
+        return {n: torch.clone(v) for n, v in parts[0].items()}
+    return {n: torch.cat([p[n] for p in parts]) if v.ndim else torch.clone(v) for n, v in parts[0].items()}
 
 
 def found(run: Path) -> list[Path]:
@@ -117,9 +154,10 @@ def found(run: Path) -> list[Path]:
     return sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what interrupted writes left behind."""
-    for path in (*found(run)[keep:], *run.glob(".checkpoint-*")):
+def prune(run: Path, keep: int, best: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `best`, and what interrupted writes left behind."""
+    old = [p for p in found(run)[keep:] if p.name != f"checkpoint-{best}"]
+    for path in (*old, *run.glob(".checkpoint-*")):
         shutil.rmtree(path)
 
 

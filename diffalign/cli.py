@@ -23,6 +23,7 @@ VERBS = {
     "filter": ("diffalign.filtering", "preferences -> fewer and better ones"),
     "push": ("diffalign.pushing", "preferences with their pictures -> a data set on the hub"),
     "cache": ("diffalign.training", "what training computes once, before it is trained: latents, reference errors"),
+    "doctor": ("diffalign.doctor", "a recipe -> its memory, operations, time and disk on a card, before it is run"),
     "train": ("diffalign.training", "preferences -> policy"),
     "compare": ("diffalign.comparing", "scores of two models -> win rates with intervals"),
     "report": ("diffalign.report", "a run -> one HTML page and a picture"),
@@ -76,23 +77,29 @@ def _run(words: Sequence[str]) -> str:
 
         near = difflib.get_close_matches(verb, VERBS, 1)
         raise InputError(f"no verb {verb!r}{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(VERBS)})")
-    if verb in ("train", "cache"):
-        return _train(verb, rest)
+    if verb in ("train", "cache", "doctor"):
+        return _recipe(verb, rest)
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
     function = vars(importlib.import_module(VERBS[verb][0]))[name]
     return parsing.call(function, rest, f"diffalign {verb}")()
 
 
-def _train(verb: str, words: list[str]) -> str:
+def _recipe(verb: str, words: list[str]) -> str:
     """`train RECIPE [--field value …]`: the recipe's run, its values overlaid by typed flags of its own classes."""
     if not words or words[0].startswith("-"):
-        raise InputError(f"usage: diffalign {verb} RECIPE [--data DIR] [--out DIR] [--objective.beta 2000 …]")
+        card = " [--card h200]" if verb == "doctor" else ""
+        raise InputError(f"usage: diffalign {verb} RECIPE{card} [--data DIR] [--out DIR] [--objective.beta 2000 …]")
     from diffalign.recipes import load_recipe
     from diffalign.run import Run
 
     recipe = load_recipe(words[0])
     default = dataclasses.replace(recipe.run, out=recipe.run.out or f"runs/{recipe.path.stem}")
-    run = parsing.parse(Run, words[1:], f"diffalign {verb} {words[0]}", default)
+    program = f"diffalign {verb} {words[0]}"
+    if verb == "doctor":
+        from diffalign.doctor import Consultation, doctor
+
+        return doctor(parsing.parse(Consultation, words[1:], program, Consultation(default)), name=recipe.path.stem)
+    run = parsing.parse(Run, words[1:], program, default)
     from diffalign.training import cache, train
 
     if verb == "cache":

@@ -99,7 +99,7 @@ def evaluation(run: Path, settings: dict[str, Any]) -> Evaluation | None:
         cells, note = pictures.cells(before, after), None
     except InputError as error:
         cells, note = [], str(error)
-    trained = _training_judge(run, settings)
+    trained = training_judge(run, settings)
     verdicts = tuple(
         Verdict(name, numbers, None if trained is None else name == trained, _is_share(cells, name))
         for name, numbers in data["scorers"].items()
@@ -112,7 +112,7 @@ def _is_share(cells: list[Cell], scorer: str) -> bool:
     return bool(values) and values <= {0.0, 1.0}
 
 
-def _training_judge(run: Path, settings: dict[str, Any]) -> str | None:
+def training_judge(run: Path, settings: dict[str, Any]) -> str | None:
     """The scorer that judged the training pairs, where their folder is still there (also if it moved with the run)."""
     data, out = Path(settings.get("data") or "."), settings.get("out") or "."
     for place in (Path(os.path.normpath(run / os.path.relpath(data, out))), data):

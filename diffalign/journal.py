@@ -9,7 +9,7 @@ from diffalign import folders, weights
 from diffalign.records import InputError
 from diffalign.run import Frozen, LoRA, Run, to_data
 
-_FREE = ("out", "cache", "push", "gradient_checkpointing", "log_every", "save_every", "keep")
+_FREE = ("out", "cache", "push", "gradient_checkpointing", "log_every", "save_every", "keep", "evaluate", "log_with")
 
 
 def describe(out: Path, run: Run, recipe: dict[str, str], threads: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read(out: Path) -> dict[str, Any]:
 
 
 def trim(path: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` after `step`, and a line cut short by an interruption."""
+    """Drop the lines after `step` of a file with one step a line, and a line cut short by an interruption."""
     if not path.exists():
         return
     kept = []
@@ -83,8 +83,13 @@ def trim(path: Path, step: int) -> None:
     folders.write_atomically(path, "".join(kept).encode())
 
 
-def append(path: Path, entry: dict[str, float]) -> None:
-    """Add one line to `metrics.jsonl`."""
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of such a file, none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add one line to `metrics.jsonl` or `evaluations.jsonl`."""
     with path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
 

@@ -13,6 +13,8 @@ import tyro
 from diffalign.records import InputError
 
 T = TypeVar("T")
+# a field whose own fields are flags without its name before them
+Unprefixed = tyro.conf.arg(name="")
 
 
 def call(function: Callable[..., T], words: Sequence[str], program: str) -> Callable[[], T]:

@@ -72,7 +72,7 @@ class Passes:
         """The policy's residuals of the images of a batch from `start` to `end`."""
         names = [name for v in batch.visits for name in (v.group.id, v.draw)]
         asked = names + [start] * bool(start)
-        with self._narrow(), self.policy.learning(*asked):
+        with self.narrow(), self.policy.learning(*asked):
             return residuals(self.backbone, self.denoiser, *cut(batch.noised, batch.conditioning, start, end))
 
     def errors(self, batch: Batch, new: Tensor) -> Errors:
@@ -89,7 +89,7 @@ class Passes:
         """The policy's errors of the visits' images; nobody else is asked."""
         conditioning = self.conditioning(visits)
         noised = self.noised(visits, conditioning)
-        with self._narrow():
+        with self.narrow():
             return measuring.square(residuals(self.backbone, self.denoiser, noised, conditioning))
 
     def refer(self, visits: Sequence[Visit]) -> None:
@@ -108,7 +108,7 @@ class Passes:
         self.bank.write(visits, errors)
         return errors
 
-    def _narrow(self) -> contextlib.AbstractContextManager[None]:
+    def narrow(self) -> contextlib.AbstractContextManager[None]:
         """float16 keeps its weights wide; in bfloat16 all of them are narrow, and casts by the way would only cost."""
         if self.run.precision != "float16":
             return contextlib.nullcontext()
@@ -118,7 +118,7 @@ class Passes:
         """Residuals of a past self, in the policy's own chunks, so that both sides are rounded alike."""
         chunk = self.run.chunk or len(noised.t)
         parts = [cut(noised, conditioning, s, s + chunk) for s in range(0, len(noised.t), chunk)]
-        with self.policy.past(name, self.denoiser) as denoiser, self._narrow():
+        with self.policy.past(name, self.denoiser) as denoiser, self.narrow():
             found = [residuals(self.backbone, denoiser, *part) for part in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -137,7 +137,7 @@ class Passes:
             return states.forward(run, self.process, x0, t, visits)
         by_reference = inversion.by == "reference"
         past = self.policy.reference(self.denoiser) if by_reference else contextlib.nullcontext(self.denoiser)
-        with past as denoiser, self._narrow():
+        with past as denoiser, self.narrow():
             negative = self.material.negative
             epsilon = states.epsilon(self.backbone, denoiser, conditioning, negative, inversion.guidance)
             return states.inverted(run, self.process, epsilon, x0, t, visits)

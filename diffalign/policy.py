@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign import adapters, checkpoint, optimizers, quantization, weights
+from diffalign import adapters, checkpoint, optimizers, quantization, weights, wrapping
 from diffalign.backbones.base import Backbone
 from diffalign.records import InputError
 from diffalign.run import EMA, Adaptation, Frozen, Full, LoRA, Reference
@@ -123,6 +123,19 @@ class Policy:
         self._adapters = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
         self._dropouts = [m for layer in self._adapters for m in layer.modules() if isinstance(m, nn.Dropout)]
 
+    def sharded(self) -> None:
+        """Take the denoiser's parameters anew, once it is sharded; of past selves each process keeps its part."""
+        before, now = self.parameters, {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
+        self.masters = {
+            n: now[n] if m is before[n] else nn.Parameter(wrapping.like(m.data, now[n].data))
+            for n, m in self.masters.items()
+        }
+        self.parameters = now
+        for name, tensors in self._pasts.items():
+            if tensors is not None:
+                parts = {n: wrapping.part_of(t, self.parameters[n].data).clone() for n, t in tensors.items()}
+                self._pasts[name] = parts
+
     @contextmanager
     def learning(self, *names: str | int) -> Iterator[None]:
         """Around the policy's own pass: dropout of its adapters, if any, drawn from the run's seed and `names`.
@@ -155,7 +168,7 @@ class Policy:
                 stack.enter_context(_off(self._adapters))
             else:
                 like = {n: t.to(self.parameters[n].dtype) for n, t in tensors.items()}
-                stack.enter_context(_lent(self.parameters, like))
+                stack.enter_context(wrapping.lent(self.parameters, like, self.denoiser))
             yield denoiser
 
     def reference(self, denoiser: nn.Module) -> Any:
@@ -170,10 +183,14 @@ class Policy:
             return False
         kept, now = self._pasts[name], self.masters
         if isinstance(kind, EMA):  # in place, tensor by tensor or fused: no third copy of the weights
-            torch._foreach_lerp_(list(kept.values()), [now[n].data for n in kept], 1 - kind.decay)
+            torch._foreach_lerp_(list(kept.values()), [wrapping.local(now[n].data) for n in kept], 1 - kind.decay)
         else:
-            torch._foreach_copy_(list(kept.values()), [now[n].data for n in kept])
+            torch._foreach_copy_(list(kept.values()), [wrapping.local(now[n].data) for n in kept])
         return True
+
+    def pasts(self) -> list[dict[str, Tensor]]:
+        """The tensors of the past selves that are copies."""
+        return [t for t in self._pasts.values() if t is not None]
 
     def moving(self) -> dict[str, Tensor]:
         """The tensors of the past selves that move, by "name.tensor": what a checkpoint holds of them."""
@@ -181,18 +198,28 @@ class Policy:
         return {f"{name}.{n}": t for name, tensors in found.items() for n, t in tensors.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """The masters by name: what a checkpoint holds."""
-        return {name: parameter.data for name, parameter in self.masters.items()}
+        """The masters by name, this process's part where they are sharded: what a checkpoint holds."""
+        return {name: wrapping.local(parameter.data) for name, parameter in self.masters.items()}
 
+    @torch.no_grad()
     def restore(self, state: dict[str, Tensor], moving: dict[str, Tensor] | None = None) -> None:
-        """Copy trainable tensors, and those of the moving past selves, back.
+        """Copy whole trainable tensors, and those of the moving past selves, back.
 
         Raises InputError naming the first one that is missing, foreign or of another shape.
         """
-        _copy(state, self.state(), "checkpoint")
+        known = self.masters
+        _fits(state, {n: p.shape for n, p in known.items()}, "checkpoint")
+        for name, tensor in self.state().items():
+            tensor.copy_(wrapping.part_of(state[name], known[name].data))
         optimizers.publish(self.parameters, self.masters)
-        _copy(moving or {}, self.moving() if moving is not None else {}, "checkpoint")
+        if moving is None:
+            return
+        own = {name: known[name.partition(".")[2]] for name in self.moving()}
+        _fits(moving, {n: p.shape for n, p in own.items()}, "checkpoint")
+        for name, tensor in self.moving().items():
+            tensor.copy_(wrapping.part_of(moving[name], own[name].data))
 
+    @torch.no_grad()
     def _read(self, place: Path) -> dict[str, Tensor]:
         """Trainable tensors from an adapter, or with full training from a folder of weights.
 
@@ -209,20 +236,22 @@ class Policy:
             if not found:
                 raise InputError(f"{folder}: holds no safetensors of the denoiser")
         read = {n: torch.empty_like(p.data) for n, p in self.masters.items()}
-        _copy(found, read, str(file))
-        return read
+        _fits(found, {n: t.shape for n, t in read.items()}, str(file))
+        return {n: t.copy_(found[n]) for n, t in read.items()}
 
-    def export(self, folder: Path, card: str = "") -> None:
+    def export(self, folder: Path, card: str = "", gathered: dict[str, Tensor] | None = None) -> None:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`.
 
-        It is the average where one is kept. `card` goes beside it as README.md.
+        It is the average where one is kept. `card` goes beside it as README.md;
+        `gathered` are the whole tensors of a sharded denoiser.
         """
         final = self._pasts.get("average") or self.state()
-        with _lent(self.parameters, final), checkpoint.written(folder) as temporary:
+        whole = contextlib.nullcontext() if wrapping.asked() else wrapping.lent(self.parameters, final, self.denoiser)
+        with whole, checkpoint.written(folder) as temporary:
             if isinstance(self.adaptation, LoRA):
                 self.write_adapter(temporary)
             else:
-                self.denoiser.save_pretrained(temporary / self.backbone.part)
+                self._save_whole(temporary / self.backbone.part, gathered)
                 for file in temporary.rglob("*.safetensors"):
                     weights.settle_header(file)
             if card:
@@ -236,14 +265,22 @@ class Policy:
             self.backbone.save_lora(folder, *adapters.peft(whole))
             weights.settle_header(weights.adapter_file(folder))
 
+    def _save_whole(self, folder: Path, gathered: dict[str, Tensor] | None) -> None:
+        """The denoiser with its masters; of a sharded one a network like it, with what was gathered."""
+        if gathered is None:
+            self.denoiser.save_pretrained(folder)
+            return
+        kind = next(c for c in type(self.denoiser).__mro__ if c.__module__.startswith("diffusers."))
+        with torch.device("meta"):
+            plain = kind.from_config(self.denoiser.config)
+        plain.load_state_dict(gathered, assign=True)
+        plain.save_pretrained(folder)
 
-@torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor], where: str) -> None:
-    for name in sorted(set(source) | set(target)):
-        if name not in source or name not in target or source[name].shape != target[name].shape:
+
+def _fits(source: dict[str, Tensor], shapes: dict[str, torch.Size], where: str) -> None:
+    for name in sorted(set(source) | set(shapes)):
+        if name not in source or name not in shapes or source[name].shape != shapes[name]:
             raise InputError(f"{where}: tensor {name} does not fit this policy")
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
 
 
 def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -268,19 +305,6 @@ def _adapter(file: Path, part: str, lora: LoRA) -> dict[str, Tensor]:
         inner = name.removeprefix(f"{part}.").replace(".lora_A.", ".lora_A.default.")
         named[inner.replace(".lora_B.", ".lora_B.default.")] = tensor * scale if ".lora_B." in name else tensor
     return named
-
-
-@contextmanager
-def _lent(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Other tensors in the place of the parameters'."""
-    kept = {n: p.data for n, p in parameters.items()}
-    try:
-        for n, p in parameters.items():
-            p.data = tensors[n]
-        yield
-    finally:
-        for n, p in parameters.items():
-            p.data = kept[n]
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """One progress bar for all stages, on stderr, silent where nobody is looking."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -26,3 +28,25 @@ def track(items: Iterable[T], title: str, total: int | Iterable[Sized], unit: st
             bar.advance(task, 1 if weights is None else weights[number])
             speed = bar.tasks[0].speed
             bar.update(task, speed=f"{speed:.3g}" if speed else "…")
+
+
+@contextmanager
+def bar(title: str, done: int, total: int, quiet_for: float = 60.0) -> Iterator[Callable[[int, str], None]]:
+    """Gives a function (done, text) that shows both with the time left, in place.
+
+    Where nobody is looking (a log file) it writes a line, and no more than one in `quiet_for` seconds.
+    """
+    if not sys.stderr.isatty():
+        spoke = [time.monotonic()]
+
+        def line(now: int, text: str) -> None:
+            if time.monotonic() - spoke[0] >= quiet_for:
+                spoke[0] = time.monotonic()
+                print(f"{title} {now}/{total}: {text}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(title, total=total, completed=done, text="")
+        yield lambda now, text: shown.update(task, completed=now, **({"text": text} if text else {}))

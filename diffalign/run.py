@@ -144,6 +144,48 @@ class States:
 
 @final
 @dataclass(frozen=True)
+class Evaluate:
+    """What is drawn while a run trains: the same prompts with the same noise again and again, beside the base.
+
+    Nothing of it changes the policy, and all of it may be changed when a run is gone on with.
+
+    Attributes:
+        prompts: Text file with one prompt a line, or JSON lines with "text"; "" shows the first few of the data.
+        scorers: Scorers of the win rate against the base, say pickscore or hpsv2.1; one of them should not have judged
+            the training pairs.
+        every: Steps between evaluations by the scorers; 0 means none.
+        best: Scorer by whose win rate the best checkpoint is kept; "" means the first that did not judge the pairs.
+        preview_every: Steps between previews (`previews/`), of which the first shows step 0; 0 means none, and so do
+            runs that are shorter.
+        previews: Prompts of a preview.
+        noises: Pictures per prompt of an evaluation.
+        steps: Denoising steps of the model's own scheduler.
+        guidance: Guidance scale, as `sample` counts it.
+        batch: Pictures per denoiser call and process.
+        seed: Names the noise.
+    """
+
+    prompts: str = ""
+    scorers: tuple[str, ...] = ()
+    every: int = 0
+    best: str = ""
+    preview_every: int = 500
+    previews: int = 4
+    noises: int = 1
+    steps: int = 30
+    guidance: float = 5.0
+    batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.preview_every) < 0 or min(self.previews, self.noises, self.steps, self.batch) < 1:
+            raise ValueError(f"{self}: every and preview_every at least 0, the other numbers at least 1")
+        if self.every and not (self.scorers and self.prompts):
+            raise ValueError("evaluate.every: needs evaluate.scorers and evaluate.prompts, a file")
+
+
+@final
+@dataclass(frozen=True)
 class Curriculum:
     """Groups by score gap, the widest (easiest) first: one of `stages` equal parts more every `every` steps.
 
@@ -211,7 +253,9 @@ class Run:
         caption_dropout: Probability that a group is shown the unconditional embedding instead of its prompt.
         log_every: Steps between lines of metrics.jsonl.
         save_every: Steps between checkpoints; the last step always has one.
-        keep: Checkpoints kept.
+        keep: Checkpoints kept, beside the best one where `evaluate` says which that is.
+        evaluate: What is drawn and scored while the run trains.
+        log_with: Where numbers and previews go beside `metrics.jsonl`; all but tensorboard need their own package.
     """
 
     model: str
@@ -250,6 +294,8 @@ class Run:
     log_every: int = 10
     save_every: int = 100
     keep: int = 2
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    log_with: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "trackio", "none"] = "tensorboard"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "resolution", "log_every", "save_every", "keep"):

@@ -1,13 +1,15 @@
 """Visits -> optimizer steps. The loop is an iterator; logging and saving are the body of somebody's `for`."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 
 from diffalign import (
@@ -23,11 +25,12 @@ from diffalign import (
     optimizers,
     states,
     step,
+    wrapping,
 )
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
-from diffalign.run import EMA, Full, HardCopy, Run
+from diffalign.run import EMA, Full, HardCopy, Run, to_data
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class Trainer:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.accelerator = Accelerator(mixed_precision="no")
+        outside = run.log_with not in ("tensorboard", "none")
+        self.accelerator = Accelerator(mixed_precision="no", log_with=run.log_with if outside else None)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise InputError(
+                "deepspeed_config: is not supported; train/accelerate/zero2.yaml and zero3.yaml shard alike"
+            )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         device = self.accelerator.device
         with self.accelerator.main_process_first():
@@ -58,7 +66,7 @@ class Trainer:
         optimizers.check(run.optimizer)
         dtype, narrow = dtypes(run)
         stores = material.Stores(run, self.data, dtype)
-        encoders = stores.lacking()
+        encoders = stores.lacking() or watched(run)
         self.backbone = backbones.load(run.model, config=run.config, dtype=dtype, encoders=encoders)
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
@@ -70,11 +78,12 @@ class Trainer:
         with self.accelerator.main_process_first():
             self.bank = self._bank(place) if bank.wanted(run, place) else None
             self.material = stores.material(self.backbone)
-        self.backbone.release()
+        if watched(run):
+            self.backbone.move("cpu", "text_encoder")
+        else:
+            self.backbone.release()
         self.policy = self._policy(narrow)
-        self.denoiser = self.policy.denoiser
-        if self.world > 1:
-            self.denoiser = self.accelerator.prepare_model(self.denoiser)
+        self.denoiser = self._wrapped()
         self.passes = Passes(
             run, self.data, self.backbone, self.process, self.material, self.policy, self.denoiser, device,
             self.bank,
@@ -82,6 +91,7 @@ class Trainer:
         self.optimizer = optimizers.build(run.optimizer, self.policy.masters)
         self.scale = optimizers.Scale(2.0**16) if run.precision == "float16" else optimizers.Scale(1.0)
         self.bad = torch.full((2,), -1, device=device)
+        self.best: dict[str, Any] | None = None
         self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
         self.divergence = 0.0
         self.start_error = self._winner_error() if self.limit else 0.0
@@ -128,13 +138,23 @@ class Trainer:
         if self.bank is not None:
             self.bank.flush()
 
+    def _wrapped(self) -> torch.nn.Module:
+        """The denoiser as the launcher wants it: sharded, copied to every process, or alone."""
+        if wrapping.asked():
+            if self.run.ema:
+                raise InputError("ema: is not kept of a sharded policy; use train/accelerate/many_gpus.yaml, or ema = 0")
+            wrapping.shard(self.policy.denoiser, self.accelerator.device)
+            self.policy.sharded()
+            return self.policy.denoiser
+        return self.accelerator.prepare_model(self.policy.denoiser) if self.world > 1 else self.policy.denoiser
+
     def _tune(self) -> None:
         """Attention's kernel and what the forward pass keeps: as asked, or as the free memory allows."""
         run, denoiser = self.run, self.policy.denoiser
         part = self._parts(self._visits(0))[0]
 
         def call() -> Tensor:
-            with self.accelerator.no_sync(self.denoiser):
+            with wrapping.quiet(self.denoiser):
                 return self.passes.alone(part[:1])
 
         attention.prepare(denoiser, run.attention)
@@ -201,7 +221,7 @@ class Trainer:
         self.denoiser.train(False)
         weight = math.fsum(r.weight for v in visits for r in v.group.judgements)
         share = step.Share(weight, coupled, self.world, self.scale.value)
-        quiet = functools.partial(self.accelerator.no_sync, self.denoiser)
+        quiet = functools.partial(wrapping.quiet, self.denoiser)
         return step.gradients(self.passes, parts, share, quiet, self.step, self.bad)
 
     def _clip(self) -> Tensor:
@@ -209,7 +229,7 @@ class Trainer:
         weights = [w for w in self.policy.masters.values() if w.grad is not None]
         if self.scale.value > 1:
             torch._foreach_div_([w.grad for w in weights], self.scale.value)
-        return torch.nn.utils.clip_grad_norm_(weights, self.run.optimizer.max_grad_norm)
+        return wrapping.norm(torch.nn.utils.clip_grad_norm_(weights, self.run.optimizer.max_grad_norm))
 
     def _parts(self, visits: Sequence[dataset.Visit], rank: int | None = None) -> list[Sequence[dataset.Visit]]:
         """This process's (or another's) share of the visits, cut into micro-batches of one picture size."""
@@ -260,23 +280,69 @@ class Trainer:
             f"({self.run.optimizer.lr}) and run the command again to go on from the last checkpoint"
         )
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Around what one process may fail at: then all fail."""
+        return wrapping.together(self.accelerator.device)
+
+    def agreed(self, told: bool) -> bool:
+        """Whether any process was told; all of them ask."""
+        if self.world == 1:
+            return told
+        return bool(self.accelerator.reduce(torch.tensor(float(told), device=self.accelerator.device)))
+
     def save(self, folder: Path) -> None:
-        """Write policy, moving past selves, optimizer and step, whole or not at all."""
+        """Write policy, moving past selves, optimizer, step and run, whole or not at all; sharded, each its part."""
         moments, numbers = optimizers.state(self.optimizer, self.policy.masters)
-        tensors = {"policy": self.policy.state(), "optimizer": moments}
+        tensors = {"policy": self.policy.state(), "optimizer": {n: wrapping.local(v) for n, v in moments.items()}}
         if moving := self.policy.moving():
             tensors["pasts"] = moving
-        data = {"step": self.step, "divergence": self.divergence}
+        data = {"step": self.step, "divergence": self.divergence, "best": self.best}
         data |= {"optimizer": numbers, "scale": [self.scale.value, self.scale.steps]}
-        checkpoint.save(folder, tensors, data, self.policy.write_adapter)
+        data["run"] = to_data(self.run) | {"out": ""}
+        if not wrapping.asked():
+            if self.accelerator.is_main_process:
+                checkpoint.save(folder, tensors, data, self.policy.write_adapter)
+            return
+        with self.together():
+            if self.accelerator.is_main_process:
+                checkpoint.scratch(folder)
+        with self.together():
+            checkpoint.save_part(folder, tensors, self.rank, self.world)
+        if self.accelerator.is_main_process:
+            checkpoint.join_parts(folder, data)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint; raises InputError where it is damaged or of another policy."""
+        """Go on from a checkpoint of any number of processes; raises InputError where it is damaged or of another
+        policy.
+        """
         tensors, data = checkpoint.load(folder)
         self.policy.restore(tensors["policy"], tensors.get("pasts", {}))
-        optimizers.restore(self.optimizer, self.policy.masters, tensors["optimizer"], data["optimizer"])
+        masters = {name: p.data for name, p in self.policy.masters.items()}
+        moments = {
+            name: wrapping.like(v, masters[name.rpartition(".")[0]]) if v.ndim else v
+            for name, v in tensors["optimizer"].items()
+        }
+        optimizers.restore(self.optimizer, self.policy.masters, moments, data["optimizer"])
         self.scale = optimizers.Scale(*data["scale"])
-        self.step, self.divergence = data["step"], data["divergence"]
+        self.step, self.divergence, self.best = data["step"], data["divergence"], data.get("best")
+
+    def export(self, folder: Path, card: str) -> None:
+        """Write the policy as others load it, with its card; all processes take part, and the first one writes."""
+        main = self.accelerator.is_main_process
+        if wrapping.asked() and isinstance(self.run.policy, Full):
+            gathered = {n: wrapping.gathered(p.data).cpu() for n, p in self.policy.masters.items()}
+            if main:
+                self.policy.export(folder, card, gathered)
+            return
+        with wrapping.whole(self.policy.denoiser):
+            if main:
+                self.policy.export(folder, card)
+
+
+def watched(run: Run) -> bool:
+    """Whether pictures are drawn while the run trains; not for previews where it is shorter than until the second."""
+    asked = run.evaluate
+    return bool(asked.every) or 0 < asked.preview_every <= run.steps
 
 
 def dtypes(run: Run) -> tuple[torch.dtype, torch.dtype | None]:

@@ -2,22 +2,36 @@
 
 import contextlib
 import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from diffalign import attention, bank, card, checkpoint, journal, weights
-from diffalign.progress import track
+from diffalign import attention, bank, card, checkpoint, folders, journal, tracking, watching, weights
+from diffalign.progress import bar, track
 from diffalign.records import InputError
 from diffalign.run import LoRA, Run
+from diffalign.tracking import Board
 from diffalign.trainer import Step, Trainer
+from diffalign.watching import Watch
+
+
+class Stopped(InputError):
+    """The process was told to stop, and what was done is saved."""
+
+    status: ClassVar[int] = 128 + signal.SIGTERM
 
 
 def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     """Train a run to its end, going on where it was interrupted; returns one line that says what to do next.
 
-    Writes `run.json`, `metrics.jsonl`, `tensorboard/`, `checkpoint-N/` and at the end `policy/` with a model card.
+    Writes `run.json`, `metrics.jsonl`, `checkpoint-N/` and at the end `policy/`; where it is evaluated
+    `evaluations.jsonl`, `previews/`, `best.json` and `best/`. SIGTERM saves after the step at work and raises Stopped.
     Raises InputError where the folder holds another run (naming the fields that differ) or where an error is no longer
     finite.
     """
@@ -27,37 +41,107 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
         _push(run)
         return _closing(run)
     trainer = Trainer(run)
-    journal.claim(out, described)  # not before, so that a run which cannot start leaves the folder to another one
+    with trainer.together():
+        if trainer.accelerator.is_main_process:
+            journal.claim(out, described)  # not before, so that a run that cannot start leaves the folder to another
+    watch = watching.begin(trainer)
     note = _resume(trainer, out)
-    main = trainer.accelerator.is_main_process
-    if main:
-        journal.trim(out / "metrics.jsonl", trainer.step)
-    with (
-        SummaryWriter(str(out / "tensorboard"), purge_step=trainer.step + 1)
-        if main
-        else contextlib.nullcontext() as board
-    ):
-        for step in track(trainer, "train", run.steps - trainer.step):
+    if trainer.accelerator.is_main_process:
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            journal.trim(out / name, trainer.step)
+    board = tracking.board(run, trainer.accelerator, trainer.step)
+    try:
+        _go(trainer, watch, board)
+    finally:
+        board.close()
+    with trainer.together():
+        trainer.export(out / "policy", _card(trainer))
+        if trainer.accelerator.is_main_process:
+            _push(run)
+    return note + _closing(run)
+
+
+def _card(trainer: Trainer) -> str:
+    """The model card of the policy."""
+    run = trainer.run
+    to = "diffusers" if isinstance(run.policy, LoRA) else "weights"
+    known = card.Known(journal.read(Path(run.out))["run"], {}, [])
+    return card.write(known, model=run.model, to=to, part=trainer.backbone.part)
+
+
+def _go(trainer: Trainer, watch: Watch | None, board: Board) -> None:
+    """From the trainer's step to the last one: log, look, save."""
+    run, out, main = trainer.run, Path(trainer.run.out), trainer.accelerator.is_main_process
+    if watch and main and trainer.step == 0:
+        watch.hang(watch.shown.base[: watch.shown.shown], 0, board)
+    ring = watching.bell(out)
+    started, before, unit = time.monotonic(), trainer.step, "pairs" if trainer.data.kind == "pair" else "groups"
+    with _told() as told, bar("train", trainer.step, run.steps) as tell:
+        for step in trainer:
             last = step.index == run.steps
+            text, stop = "", False
             logs = step.index == 1 or step.index % run.log_every == 0 or last
+            looks = watch is not None and any(watch.due(step.index))
             saves = step.index % run.save_every == 0 or last
-            if logs or saves:
+            if logs or looks or saves:
                 trainer.check()
             if logs:
                 entry = _entry(step, run)
+                stop = trainer.agreed(told())
+                text = watching.in_words(entry, (time.monotonic() - started) / (step.index - before), unit)
                 if main:
                     journal.append(out / "metrics.jsonl", entry)
-                    for name, value in entry.items():
-                        board.add_scalar(f"train/{name}", value, step.index)
-            if main and saves:
-                trainer.save(out / f"checkpoint-{step.index}")
-                checkpoint.prune(out, run.keep)
-    if main:
-        known = card.Known(described["run"], {}, [])
-        to = "diffusers" if isinstance(run.policy, LoRA) else "weights"
-        trainer.policy.export(out / "policy", card.write(known, model=run.model, to=to, part=trainer.backbone.part))
-        _push(run)
-    return note + _closing(run)
+                    numbers = {f"train/{name}": value for name, value in entry.items()}
+                    board.scalars(numbers, step.index)
+                    ring(entry)
+            if main:
+                tell(step.index, text)
+            kept = looks and _look(trainer, watch, board, ring)
+            stop = told() if trainer.world == 1 else stop
+            if kept or stop or saves:
+                trainer.check()
+                _save(trainer, out, best=kept)
+            if stop and not last:
+                raise Stopped(f"told to stop; step {step.index} is saved, and the same command goes on")
+
+
+def _look(trainer: Trainer, watch: Watch, board: Board, ring: Callable[[dict[str, Any]], None]) -> bool:
+    """Evaluate and preview; whether this is the best so far."""
+    with trainer.together():
+        row = watch.look(trainer.step, board)
+        if row:
+            ring(row)
+        best = watching.better(row, watch.shown.best, trainer.best)
+    is_best = trainer.agreed(best is not trainer.best)
+    trainer.best = best
+    return is_best
+
+
+def _save(trainer: Trainer, out: Path, *, best: bool) -> None:
+    """A checkpoint, and where it is the best one its policy as others load it."""
+    main = trainer.accelerator.is_main_process
+    with trainer.together():
+        trainer.save(out / f"checkpoint-{trainer.step}")
+        if best:
+            trainer.export(out / "best", _card(trainer))
+        if main:
+            if best:
+                folders.write_atomically(out / "best.json", (json.dumps(trainer.best, indent=1) + "\n").encode())
+            checkpoint.prune(out, trainer.run.keep, trainer.best["step"] if trainer.best else None)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether SIGTERM came; elsewhere than in the main thread nobody can be told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _push(run: Run) -> None:
@@ -100,7 +184,8 @@ def _resume(trainer: Trainer, out: Path) -> str:
     damaged = []
     for folder in checkpoint.found(out):
         try:
-            trainer.load(folder)
+            with trainer.together():
+                trainer.load(folder)
         except InputError as error:
             damaged.append(str(error))
             continue
@@ -114,14 +199,20 @@ def _resume(trainer: Trainer, out: Path) -> str:
     return f"started again, no checkpoint is whole ({'; '.join(damaged)}); " if damaged else ""
 
 
-def _entry(step: Step, run: Run) -> dict[str, float]:
+def _entry(step: Step, run: Run) -> dict[str, Any]:
     """One line of metrics, on the host."""
     values = {name: float(value) for name, value in step.metrics.items()}
     return {"step": step.index, **values, "learning_rate": step.learning_rate, "groups": step.index * run.batch}
 
 
 def _closing(run: Run) -> str:
-    policy = Path(run.out) / "policy"
+    out = Path(run.out)
+    best = watching.best_of(out)
+    said, policy = "", out / "policy"
+    if best:
+        low, high = best["interval"]
+        value = f"{best['value']:.1%} [{low:.1%}, {high:.1%}]"
+        said, policy = f"; best checkpoint-{best['step']}, {best['metric']} {value}, in {out / 'best'}", out / "best"
     lora = f"diffalign sample --model {run.model} --lora {policy} …"
     then = lora if isinstance(run.policy, LoRA) else f"diffalign convert {run.out} --to merged --out …"
-    return f"{policy} after {run.steps} steps; next: {then}"
+    return f"{out / 'policy'} after {run.steps} steps{said}; next: {then}"

@@ -1,0 +1,155 @@
+"""The denoiser over several processes: copied (DDP) or sharded (FSDP2), by what the launcher's environment asks."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from diffalign.records import InputError
+
+
+class Lost(InputError):
+    """Another process failed, and said why."""
+
+
+def asked() -> bool:
+    """Whether the launcher asks for sharding (accelerate's `fsdp_config`); raises InputError on the older kind."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError("fsdp_config: fsdp_version = 1; expected 2, as in train/accelerate/fsdp2.yaml")
+    return True
+
+
+def shard(denoiser: nn.Module, device: torch.device) -> None:
+    """FSDP2 in place: the network's repeated blocks, then the rest, each gathered for its own pass and given back.
+
+    With fsdp_reshard_after_forward = false what is gathered stays until the backward pass (ZeRO's stage 2; else its
+    stage 3). The parameters are sharded tensors from here on; whoever holds the old ones must take the new ones.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    names = set(denoiser._no_split_modules or ())
+    blocks = [m for m in denoiser.modules() if type(m).__name__ in names]
+    # an outer block that holds inner ones would gather them all at once
+    inner = [m for m in blocks if not any(n is not m and type(n).__name__ in names for n in m.modules())]
+    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    for block in inner:
+        fully_shard(block, mesh=mesh, reshard_after_forward=again)
+    fully_shard(denoiser, mesh=mesh, reshard_after_forward=again)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, which shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """The part of `whole` that a sharded tensor `like` holds here; `whole` itself where it is not sharded."""
+    if not isinstance(like, DTensor):
+        return whole
+    if like.placements != (Shard(0),):
+        raise ValueError(f"placements {like.placements}: expected shards of the first axis")
+    mesh = like.device_mesh
+    parts = whole.chunk(mesh.size(), 0)
+    rank = mesh.get_local_rank()
+    return parts[rank] if rank < len(parts) else whole[:0]
+
+
+def like(whole: Tensor, given: Tensor) -> Tensor:
+    """`whole` sharded as `given` is, or itself."""
+    if not isinstance(given, DTensor):
+        return whole
+    part = part_of(whole, given).contiguous()
+    return DTensor.from_local(
+        part, given.device_mesh, given.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+@contextlib.contextmanager
+def whole(denoiser: nn.Module) -> Iterator[None]:
+    """Within: the parameters are whole tensors, in every process; all processes enter together."""
+    for module in denoiser.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    try:
+        yield
+    finally:
+        forget(denoiser)
+
+
+def forget(denoiser: nn.Module) -> None:
+    """Give back what was gathered: it may be the weights of a past self."""
+    for module in denoiser.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextlib.contextmanager
+def lent(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], denoiser: nn.Module) -> Iterator[None]:
+    """Other tensors in the place of the parameters'; of sharded ones the values, as their memory is not ours."""
+    sharded = any(isinstance(p.data, DTensor) for p in parameters.values())
+    kept = {n: local(p.data).clone() if sharded else p.data for n, p in parameters.items()}
+    try:
+        _put(parameters, tensors, denoiser if sharded else None)
+        yield
+    finally:
+        _put(parameters, kept, denoiser if sharded else None)
+
+
+def _put(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], sharded: nn.Module | None) -> None:
+    for n, p in parameters.items():
+        if sharded is not None:
+            local(p.data).copy_(tensors[n])
+        else:
+            p.data = tensors[n]
+    if sharded is not None:
+        forget(sharded)
+
+
+@contextlib.contextmanager
+def quiet(denoiser: nn.Module) -> Iterator[None]:
+    """Within: gradients are added up in each process, and not yet over the processes."""
+    if isinstance(denoiser, FSDPModule):
+        denoiser.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            denoiser.set_requires_gradient_sync(True)
+    elif isinstance(denoiser, nn.parallel.DistributedDataParallel):
+        with denoiser.no_sync():
+            yield
+    else:
+        yield
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; all processes ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def norm(total: Tensor) -> Tensor:
+    """A gradient's norm as a plain tensor."""
+    return gathered(total)
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """What one process fails at, all fail at: nobody waits for one that is gone. Ends when all are through."""
+    failure = None
+    try:
+        yield
+    except (OSError, InputError) as error:
+        failure = error
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        failed = torch.tensor(float(failure is not None), device=device)
+        dist.all_reduce(failed)
+        if failed and failure is None:
+            raise Lost("another process failed, and said why")
+    if failure is not None:
+        raise failure

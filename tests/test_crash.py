@@ -1,0 +1,14 @@
+"""Killed at five points of training and its caches, run again: the bytes of the undisturbed run."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import crash  # noqa: E402
+
+
+def test_killed_anywhere_it_ends_the_same(models: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
+    differ, phases = crash.crash(tmp_path / "runs", models["sdxl"], pairs, points=5, chain=3, seed=1)
+    assert differ == 0
+    assert phases["not hit"] <= 2, "some points are points of time, and the machine may be faster then"

@@ -1,0 +1,231 @@
+"""The same on many: two processes see what one sees and end in the same weights, copied or sharded."""
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import worlds
+from processes import together
+from safetensors.torch import load_file, save_file
+
+from diffalign import checkpoint, wrapping
+from diffalign.objectives import DPO, KTO, PlackettLuce
+from diffalign.records import InputError
+from diffalign.run import EMA, AdamW, Full, LoRA, Run
+from diffalign.trainer import Trainer
+from diffalign.training import train
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def cases(models: dict[str, Path], data: dict[str, Path], place: Path) -> dict[str, Run]:
+    """Name -> a run of two steps in float64, on pairs, lists and what couples a batch."""
+    plain = Run(
+        model=str(models["sdxl"]), objective=DPO(beta=2000.0), policy=LoRA(rank=2, alpha=4.0), data=str(data["pair"]),
+        out=str(place), steps=2, batch=8, resolution=32, optimizer=AdamW(lr=3e-3), precision="float64",
+        save_every=1, log_every=1,
+    )  # fmt: skip
+    return {
+        "pairs": plain,
+        "parts": dataclasses.replace(plain, micro_batch=2),
+        "lists": dataclasses.replace(plain, objective=PlackettLuce(), data=str(data["ranking"]), batch=4),
+        "coupled": dataclasses.replace(plain, objective=KTO(), data=str(data["unpaired"])),
+        "full": dataclasses.replace(plain, policy=Full(), reference=EMA(decay=0.5), optimizer=AdamW(lr=1e-4)),
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("judgements")
+    return {
+        "pair": worlds.pairs(place / "pair"),
+        "ranking": worlds.ranked(place / "ranking"),
+        "unpaired": worlds.single(place / "unpaired"),
+    }
+
+
+def steps_of(run: Run) -> tuple[Trainer, list[list[tuple[str, int]]]]:
+    """A trainer at its end, and what this process saw of each step."""
+    trainer, seen = Trainer(run), []
+    while trainer.step < run.steps:
+        parts = trainer._parts(trainer._visits())
+        seen.append([(v.group.id, v.draw) for part in parts for v in part])
+        trainer._advance()
+    return trainer, seen
+
+
+# --- what the processes do
+
+
+def copies(place: Path, runs: dict[str, Run]) -> None:
+    """Every case with the denoiser copied; the first process writes the weights, each what it saw."""
+    rank, seen = int(os.environ["RANK"]), {}
+    for name, run in runs.items():
+        trainer, seen[name] = steps_of(run)
+        assert type(trainer.denoiser).__name__ == "DistributedDataParallel"
+        if rank == 0:
+            save_file(trainer.policy.state(), place / f"{name}.safetensors")
+    (place / f"seen-{rank}.json").write_text(json.dumps(seen))
+    whole = dataclasses.replace(runs["pairs"], out=str(place / "run"))
+    said = train(dataclasses.replace(whole, steps=2))
+    assert said.startswith(f"{place / 'run' / 'policy'} after 2 steps")
+    # a full disk in one process ends all of them
+    broken = dataclasses.replace(whole, out=str(place / "broken"))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+        patch.setattr(checkpoint, "save", fail)
+        with pytest.raises(OSError if rank == 0 else wrapping.Lost):
+            train(broken)
+
+
+def shards(place: Path, runs: dict[str, Run]) -> None:
+    """The same with the denoiser sharded; saved and gone on with in parts."""
+    rank = int(os.environ["RANK"])
+    os.environ |= SHARDED
+    for name in ("pairs", "parts", "full"):
+        trainer = Trainer(runs[name])
+        blocks = [m for m in trainer.policy.denoiser.modules() if isinstance(m, wrapping.FSDPModule)]
+        assert len(blocks) > 1
+        held = sum(wrapping.local(p.data).numel() for p in trainer.policy.denoiser.parameters())
+        assert held < 0.6 * sum(p.numel() for p in trainer.policy.denoiser.parameters())
+        visits = trainer._parts(trainer._visits())[0]
+        errors = trainer.passes.measure(visits)[0]
+        assert torch.equal(errors.policy, errors.reference), "the reference is the policy at step 0"
+        start = errors.reference
+        trainer._advance()
+        trainer.save(place / name / "checkpoint-1")
+        errors = trainer.passes.measure(visits)[0]
+        assert (errors.policy != errors.reference).any()
+        if name != "full":
+            torch.testing.assert_close(errors.reference, start, rtol=1e-12, atol=0)
+        again = Trainer(runs[name])
+        again.load(place / name / "checkpoint-1")
+        for one in (trainer, again):
+            one._advance()
+        for mine, other in zip(trainer.policy.state().values(), again.policy.state().values(), strict=True):
+            assert torch.equal(mine, other)
+        with wrapping.whole(trainer.policy.denoiser):
+            own = {n: p for n, p in trainer.policy.denoiser.named_parameters() if p.requires_grad}
+            if rank == 0:
+                save_file({n: p.detach().clone() for n, p in own.items()}, place / f"{name}.safetensors")
+    run = dataclasses.replace(runs["pairs"], out=str(place / "run"))
+    train(run)
+    broken = dataclasses.replace(run, out=str(place / "broken"))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+        if rank == 1:
+            patch.setattr(checkpoint, "save_file", fail)
+        with pytest.raises(OSError if rank == 1 else wrapping.Lost):
+            train(broken)
+
+
+# --- what is compared
+
+
+@pytest.fixture(scope="module")
+def alone(
+    models: dict[str, Path], data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Run], dict[str, dict[str, torch.Tensor]], dict[str, list[list[tuple[str, int]]]]]:
+    """(runs, final weights, what was seen) of one process; the caches lie in the runs' folder already."""
+    runs = cases(models, data, tmp_path_factory.mktemp("alone"))
+    weights, seen = {}, {}
+    for name, run in runs.items():
+        run = dataclasses.replace(run, out=str(Path(run.out) / Path(run.data).parent.name))
+        runs[name] = run
+        trainer, seen[name] = steps_of(run)
+        weights[name] = {n: t.clone() for n, t in trainer.policy.state().items()}
+    return runs, weights, seen
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == torch.float64
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-10)
+
+
+def test_one_by_eight_is_eight_by_one(alone: tuple) -> None:
+    runs, weights, _ = alone
+    same(weights["parts"], weights["pairs"])
+    trainer, _ = steps_of(dataclasses.replace(runs["pairs"], micro_batch=1))
+    same(trainer.policy.state(), weights["pairs"])
+
+
+def test_two_processes_see_and_learn_what_one_does(alone: tuple, tmp_path: Path) -> None:
+    runs, weights, seen = alone
+    together(copies, tmp_path, runs)
+    halves = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    for name, steps in seen.items():
+        for number, whole in enumerate(steps):
+            one, other = ([tuple(v) for v in half[name][number]] for half in halves)
+            assert len(one) == len(other) == len(whole) // 2
+            assert sorted(one + other) == sorted(whole)
+        same(load_file(tmp_path / f"{name}.safetensors"), weights[name])
+    state = checkpoint.load(tmp_path / "run" / "checkpoint-2")[0]["policy"]
+    same(state, weights["pairs"])
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()] == [1, 2]
+
+
+def test_sharded_is_the_same_and_saves_in_parts(alone: tuple, tmp_path: Path) -> None:
+    runs, weights, _ = alone
+    together(shards, tmp_path, runs)
+    for name in ("pairs", "parts", "full"):
+        same(load_file(tmp_path / f"{name}.safetensors"), weights[name])
+        files = {p.name for p in (tmp_path / name / "checkpoint-1").iterdir()}
+        assert {"policy-0-of-2.safetensors", "policy-1-of-2.safetensors", "state.json"} <= files
+        # one process goes on with what two have saved
+        trainer = Trainer(runs[name])
+        trainer.load(tmp_path / name / "checkpoint-1")
+        trainer._advance()
+        same(trainer.policy.state(), weights[name])
+    exported = load_file(tmp_path / "run" / "policy" / "pytorch_lora_weights.safetensors")
+    same({n.replace(".default", ""): t for n, t in exported.items()}, {
+        f"unet.{n.replace('.default', '')}": t for n, t in weights["pairs"].items()
+    })  # fmt: skip
+
+
+def test_the_older_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(InputError, match="fsdp_version = 1; expected 2"):
+        wrapping.asked()
+
+
+PRESETS = sorted((Path(__file__).parent.parent / "train" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_presets_are_what_accelerate_reads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own reader, and what its launcher makes of them is what is read here."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import prepare_multi_gpu_env
+
+    config = load_config_from_file(str(path))
+    assert config.num_machines == 1
+    words = ["--config_file", str(path), "-m", "diffalign", "train"]
+    told = prepare_multi_gpu_env(_validate_launch_command(launch_command_parser().parse_args(words))[0])
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_RESHARD_AFTER_FORWARD"):
+        monkeypatch.delenv(name, raising=False)
+        if name in told:
+            monkeypatch.setenv(name, told[name])
+    assert wrapping.asked() == (path.stem in ("fsdp2", "zero2", "zero3"))
+    if wrapping.asked():
+        assert told["FSDP_RESHARD_AFTER_FORWARD"] == ("false" if path.stem == "zero2" else "true")
+    text = path.read_text(encoding="utf-8")
+    assert f"--config_file train/accelerate/{path.name} " in text
+    assert "untested" in text or "not at hand" in text or "not on an accelerator" in text
+
+
+def test_there_is_a_preset_for_each_way() -> None:
+    assert [p.stem for p in PRESETS] == ["fsdp2", "many_gpus", "one_gpu", "zero2", "zero3"]

@@ -27,6 +27,7 @@ from diffalign import (
     step,
     wrapping,
 )
+from diffalign.deciding import dtypes, factor, watched
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
@@ -142,7 +143,7 @@ class Trainer:
         """The denoiser as the launcher wants it: sharded, copied to every process, or alone."""
         if wrapping.asked():
             if self.run.ema:
-                raise InputError("ema: is not kept of a sharded policy; use train/accelerate/many_gpus.yaml, or ema = 0")
+                raise InputError("ema: is not kept of a sharded policy; use many_gpus.yaml, or ema = 0")
             wrapping.shard(self.policy.denoiser, self.accelerator.device)
             self.policy.sharded()
             return self.policy.denoiser
@@ -312,9 +313,7 @@ class Trainer:
             checkpoint.join_parts(folder, data)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint of any number of processes; raises InputError where it is damaged or of another
-        policy.
-        """
+        """Go on from a checkpoint of any number of processes; raises InputError where it is damaged or does not fit."""
         tensors, data = checkpoint.load(folder)
         self.policy.restore(tensors["policy"], tensors.get("pasts", {}))
         masters = {name: p.data for name, p in self.policy.masters.items()}
@@ -337,30 +336,3 @@ class Trainer:
         with wrapping.whole(self.policy.denoiser):
             if main:
                 self.policy.export(folder, card)
-
-
-def watched(run: Run) -> bool:
-    """Whether pictures are drawn while the run trains; not for previews where it is shorter than until the second."""
-    asked = run.evaluate
-    return bool(asked.every) or 0 < asked.preview_every <= run.steps
-
-
-def dtypes(run: Run) -> tuple[torch.dtype, torch.dtype | None]:
-    """(dtype to load in, dtype to compute in where what is trained is kept in float32 beside it).
-
-    A frozen base needs no more than it computes in; full training needs all that the file says.
-    """
-    if run.precision == "bfloat16":
-        return torch.float32 if isinstance(run.policy, Full) else torch.bfloat16, torch.bfloat16
-    return torch.float64 if run.precision == "float64" else torch.float32, None
-
-
-def factor(run: Run, step: int) -> float:
-    """The learning rate's factor at the step after `step` finished ones: linear warm-up, then the schedule's shape."""
-    schedule = run.schedule
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    if schedule.shape == "constant":
-        return 1.0
-    done = (step - schedule.warmup) / max(1, run.steps - schedule.warmup)
-    return 1 - done if schedule.shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))

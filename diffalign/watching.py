@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from diffalign import alarms, evaluating, findings, folders, journal
+from diffalign.deciding import watched
 from diffalign.drawing import Artist
 from diffalign.evaluating import Exhibition
 from diffalign.records import InputError, Prompt
 from diffalign.run import Run
 from diffalign.tracking import Board
-from diffalign.trainer import Trainer, watched
+from diffalign.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -148,7 +148,7 @@ def _data(run: Run) -> Data | None:
         return None
     found = dataset.Dataset(Path(run.data), captions=run.captions, labels=run.labels)
     images = sum(len(g.images) for g in found.groups) / len(found.groups)
-    return Data(images, len(found.image_ids()), len(found.text_ids()))
+    return Data(images, len(found.image_ids()), sum(1 for _ in found.shown_texts()))
 
 
 def needs(run: Run, card: str, data: Data | None = None) -> Needs:

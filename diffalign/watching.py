@@ -15,7 +15,7 @@ from diffalign import alarms, evaluating, findings, folders, journal
 from diffalign.deciding import watched
 from diffalign.drawing import Artist
 from diffalign.evaluating import Exhibition
-from diffalign.records import InputError, Prompt
+from diffalign.records import InputError, Prompt, prompt_id
 from diffalign.run import Run
 from diffalign.tracking import Board
 from diffalign.trainer import Trainer
@@ -73,8 +73,7 @@ def begin(trainer: Trainer) -> Watch | None:
     run = trainer.run
     if not watched(run):
         return None
-    texts = trainer.data.texts
-    known = [Prompt(i, texts[i]) for i in trainer.data.text_ids()]
+    known = [Prompt(prompt_id(text), text) for text in trainer.data.shown_texts()]
     listed = evaluating.prompts(run, known)
     trainer.backbone.move(trainer.accelerator.device, "text_encoder")
     artist = evaluating.artist(run, trainer.backbone, listed)

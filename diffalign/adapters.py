@@ -34,7 +34,7 @@ Adapter = dict[str, Factors]
 
 def of(denoiser: nn.Module) -> Adapter:
     """The one adapter that a denoiser carries, by module; raises InputError on several, or on more than two factors."""
-    state = {name: value for name, value in denoiser.state_dict().items() if ".lora_" in name}
+    state = {name: value for name, value in denoiser.named_parameters() if ".lora_" in name}
     found: Adapter = {}
     for name, down in state.items():
         if ".lora_A." not in name:

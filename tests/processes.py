@@ -12,6 +12,7 @@ from typing import Any
 
 import commands
 import torch
+from accelerate.state import AcceleratorState
 
 
 def together(work: Callable[..., None], place: Path, *arguments: Any, world: int = 2, seconds: float = 240) -> None:
@@ -39,6 +40,7 @@ def _one(work: Callable[..., None], rank: int, world: int, port: int, place: Pat
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what was found before the environment said otherwise
     try:
         work(place, *arguments)
     except BaseException:

@@ -52,7 +52,7 @@ def steps_of(run: Run) -> tuple[Trainer, list[list[tuple[str, int]]]]:
     """A trainer at its end, and what this process saw of each step."""
     trainer, seen = Trainer(run), []
     while trainer.step < run.steps:
-        parts = trainer._parts(trainer._visits())
+        parts = trainer._parts(trainer._visits(trainer.step))
         seen.append([(v.group.id, v.draw) for part in parts for v in part])
         trainer._advance()
     return trainer, seen
@@ -95,7 +95,7 @@ def shards(place: Path, runs: dict[str, Run]) -> None:
         assert len(blocks) > 1
         held = sum(wrapping.local(p.data).numel() for p in trainer.policy.denoiser.parameters())
         assert held < 0.6 * sum(p.numel() for p in trainer.policy.denoiser.parameters())
-        visits = trainer._parts(trainer._visits())[0]
+        visits = trainer._parts(trainer._visits(trainer.step))[0]
         errors = trainer.passes.measure(visits)[0]
         assert torch.equal(errors.policy, errors.reference), "the reference is the policy at step 0"
         start = errors.reference

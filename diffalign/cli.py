@@ -86,9 +86,12 @@ def _run(words: Sequence[str]) -> str:
 
 def _recipe(verb: str, words: list[str]) -> str:
     """`train RECIPE [--field value …]`: the recipe's run, its values overlaid by typed flags of its own classes."""
+    card = " [--card h200]" if verb == "doctor" else ""
+    usage = f"usage: diffalign {verb} RECIPE{card} [--data DIR] [--out DIR] [--objective.beta 2000 …]"
+    if words and words[0] in ("-h", "--help"):
+        return f"{usage}\n\n{VERBS[verb][1]}; `diffalign {verb} RECIPE --help` lists the recipe's own flags"
     if not words or words[0].startswith("-"):
-        card = " [--card h200]" if verb == "doctor" else ""
-        raise InputError(f"usage: diffalign {verb} RECIPE{card} [--data DIR] [--out DIR] [--objective.beta 2000 …]")
+        raise InputError(usage)
     from diffalign.recipes import load_recipe
     from diffalign.run import Run
 

@@ -5,6 +5,7 @@ A server process imports everything once and forks; what runs in a fork is `diff
 
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -27,6 +28,11 @@ class Ended:
     status: int
     out: str
     err: str
+
+    @property
+    def complaints(self) -> str:
+        """What it said beside its result, but for how fast images were drawn."""
+        return re.sub(r"^\d+ images drawn, [\d.e+]+ a second\n", "", self.err, flags=re.M)
 
 
 class Command:
@@ -98,6 +104,8 @@ def _main(words: list[str], cwd: Path, out: Path, err: Path, largest: int | None
     if largest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    # a suite at work in a shell's background ignores Ctrl-C, and so would all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["diffalign", *words]
     from diffalign.cli import main
 

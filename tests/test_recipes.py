@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import worlds
 
-from diffalign import backbones, places, run
+from diffalign import backbones, places
 from diffalign.backbones.base import Backbone
+from diffalign.journal import differences
 from diffalign.recipes import load_recipe
 from diffalign.records import InputError
 from diffalign.run import Run, to_data
@@ -174,6 +175,6 @@ def test_an_edit_counts_within_the_same_second(tmp_path: Path) -> None:
 def test_differences_are_listed_by_field() -> None:
     recipe = load_recipe("shapes_dpo").run
     other = dataclasses.replace(recipe, seed=3, policy=dataclasses.replace(recipe.policy, rank=7))
-    found = run.differences(to_data(recipe), to_data(other))
+    found = differences(to_data(recipe), to_data(other))
     assert found == [f"policy.rank: {recipe.policy.rank} -> 7", f"seed: {recipe.seed} -> 3"]
-    assert not run.differences(to_data(recipe), to_data(recipe))
+    assert not differences(to_data(recipe), to_data(recipe))

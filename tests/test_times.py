@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from diffalign.backbones.base import Backbone, errors
 from diffalign.diffusion import VP, Flow, Noised
@@ -132,7 +133,7 @@ def error(process: VP, t: torch.Tensor) -> tuple[Noised, torch.Tensor]:
     """The error of one and the same network, which outputs epsilon, measured in the process's parametrisation."""
     noised = drawn(process, t)
     answer = torch.randn(noised.x_t.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return noised, errors(Answering(process, answer), None, noised, {})
+    return noised, errors(Answering(process, answer), nn.Identity(), noised, {})
 
 
 @pytest.mark.parametrize("weighting", [MinSNR(5.0), AsEpsilon()], ids=repr)

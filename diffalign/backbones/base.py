@@ -149,7 +149,8 @@ def residuals(backbone: Backbone, denoiser: nn.Module, noised: Noised, condition
     The network sees x_t in the dtype of its weights; x_t itself, by which outputs are re-expressed, is not rounded.
     """
     time = backbone.process.model_time(noised.t)
-    output = backbone.predict(denoiser, noised.x_t.to(next(denoiser.parameters()).dtype), time, conditioning)
+    dtype = next(denoiser.parameters(), noised.x_t).dtype  # x_t's own where nothing is learned
+    output = backbone.predict(denoiser, noised.x_t.to(dtype), time, conditioning)
     wide = torch.float64 if output.dtype == torch.float64 else torch.float32
     return backbone.process.express(output.to(wide), noised) - noised.target.to(wide)
 

@@ -26,7 +26,7 @@ from diffalign.training import train
 
 PROXY = "shapes_clip"
 JUDGES = ("gold", "gold_right", PROXY)
-RECIPES = {"sdxl": "shapes_dpo"}
+RECIPES = {"sdxl": "shapes_dpo", "sd3": "shapes_sd3_dpo"}
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +56,7 @@ class Stage:
     command: str
 
 
-def demo(*, out: Path = Path("diffalign-demo"), seed: int = 0, backbone: Literal["sdxl"] = "sdxl") -> str:
+def demo(*, out: Path = Path("diffalign-demo"), seed: int = 0, backbone: Literal["sdxl", "sd3"] = "sdxl") -> str:
     """Align the embedded world's model with preferences and measure what changed; the same command again goes on.
 
     Writes into OUT, which is also a run folder: `result.json` (the numbers), `report.html` and `report.png`, `policy/`,
@@ -65,7 +65,7 @@ def demo(*, out: Path = Path("diffalign-demo"), seed: int = 0, backbone: Literal
     Args:
         out: Folder to write.
         seed: Names the noise of all pictures and of training.
-        backbone: Which embedded model; so far a UNet (sdxl).
+        backbone: Which embedded model: sdxl, a UNet that predicts noise, or sd3, a DiT with rectified flow.
     """
     found = run_demo(out, seed, backbone, Sizes())
     return f"{out / 'report.html'}: {in_words(found)}; next: open {out / 'report.html'} in a browser"

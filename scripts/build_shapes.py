@@ -18,7 +18,7 @@ from shapes_export import export, export_proxy
 from shapes_figures import figures, tune
 
 Stage = Literal["vae", "decoder", "clip", "sdxl", "sd3", "tune", "export", "figures", "all"]
-STEPS = {"vae": 3400, "decoder": 1200, "clip": 1800, "sdxl": 6000, "sd3": 3000}
+STEPS = {"vae": 3400, "decoder": 1200, "clip": 1800, "sdxl": 6000, "sd3": 7500}
 
 
 def build(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffalign.demo import Sizes, run_demo
+from diffalign.demo import RECIPES, Sizes, run_demo
 from diffalign.folders import write_atomically
 
 SEEDS = (0, 1, 2)
@@ -53,7 +53,7 @@ def main() -> None:
     """Read the command line, run the seeds one after another, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write, one demonstration a seed below it")
-    parser.add_argument("--backbone", choices=("sdxl",), default="sdxl")
+    parser.add_argument("--backbone", choices=tuple(RECIPES), default="sdxl")
     asked = parser.parse_args()
     print(markdown(table(asked.out, asked.backbone, replace(Sizes(), test_noises=NOISES))), end="")
 

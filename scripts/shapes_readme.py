@@ -16,7 +16,8 @@ which no training sees anything. Captions of the dev and test splits are held ou
 
 WHAT = {
     "sdxl": "`StableDiffusionXLPipeline`: UNet, epsilon, two CLIP text encoders, autoencoder",
-    "sd3": "`StableDiffusion3Pipeline`: DiT, rectified flow, two CLIP text encoders, no T5, the same autoencoder",
+    "sd3": "`StableDiffusion3Pipeline`: DiT, rectified flow, two CLIP text encoders, no T5, the same autoencoder; "
+    "call it with `max_sequence_length=1`, the zeros for T5 that it was trained with",
     "clip": "open_clip model, the proxy reward",
 }
 ATTRIBUTES = (

@@ -28,11 +28,16 @@ ASKED = (
 )
 
 
+@pytest.fixture(scope="module", params=sorted(demo.RECIPES))
+def backbone(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished small demonstration. Not to be written into."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    run_demo(out, 0, "sdxl", SMALL)
+    run_demo(out, 0, backbone, SMALL)
     return out
 
 
@@ -40,7 +45,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
-def test_result_holds_what_was_compared(whole: Path) -> None:
+def test_result_holds_what_was_compared(whole: Path, backbone: str) -> None:
     found = json.loads((whole / "result.json").read_text())
     scorers = json.loads((whole / "compare" / "compare.json").read_text())["scorers"]
     assert set(ASKED) <= set(found)
@@ -50,7 +55,7 @@ def test_result_holds_what_was_compared(whole: Path) -> None:
     assert (found["win_rate"], found["win_rate_low"]) == tuple(scorers["gold"][k] for k in ("win_rate", "win_rate_low"))
     assert found["seconds"] == pytest.approx(sum(found["stages"].values()), abs=0.1)
     assert 100 < found["peak_rss_mib"] < 16_000
-    assert (found["seed"], found["backbone"], found["sizes"]) == (0, "sdxl", asdict(SMALL))
+    assert (found["seed"], found["backbone"], found["sizes"]) == (0, backbone, asdict(SMALL))
 
 
 def test_out_is_a_run_with_an_adapter_and_a_page(whole: Path) -> None:
@@ -76,10 +81,10 @@ def test_train_and_test_share_no_prompt(whole: Path) -> None:
     assert not learnt & tested
 
 
-def test_the_same_command_again_ends_at_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_again_ends_at_once(whole: Path, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(whole)
     monkeypatch.setattr(demo, "plan", forbidden)
-    assert run_demo(whole, 0, "sdxl", SMALL) == json.loads(before["result.json"])
+    assert run_demo(whole, 0, backbone, SMALL) == json.loads(before["result.json"])
     assert files(whole) == before
 
 
@@ -100,15 +105,15 @@ def test_the_commands_do_the_same(whole: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["score", "train"])
 def test_an_interrupted_demonstration_goes_on_to_the_same_tensors(
-    broken: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str, whole: Path, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(demo, broken, interrupted(getattr(demo, broken)))
         with pytest.raises(KeyboardInterrupt):
-            run_demo(out, 0, "sdxl", SMALL)
+            run_demo(out, 0, backbone, SMALL)
     assert not (out / "result.json").exists()
-    found = run_demo(out, 0, "sdxl", SMALL)
+    found = run_demo(out, 0, backbone, SMALL)
     same = [name for name in ASKED if name not in ("seconds", "peak_rss_mib")]
     wanted = json.loads((whole / "result.json").read_text())
     assert {n: found[n] for n in same} == {n: wanted[n] for n in same}
@@ -129,10 +134,10 @@ def interrupted(stage: Callable[..., str]) -> Callable[..., str]:
     return stopped
 
 
-def test_another_demonstration_in_the_same_folder_is_refused(whole: Path) -> None:
+def test_another_demonstration_in_the_same_folder_is_refused(whole: Path, backbone: str) -> None:
     before = files(whole)
     with pytest.raises(InputError, match="seed = 0, not 1"):
-        run_demo(whole, 1, "sdxl", SMALL)
+        run_demo(whole, 1, backbone, SMALL)
     assert files(whole) == before
 
 
@@ -147,14 +152,14 @@ def test_a_foreign_folder_and_a_damaged_state_are_refused(tmp_path: Path) -> Non
 
 
 def test_it_says_what_it_does_stage_by_stage(
-    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    whole: Path, backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = demo.plan(whole, 0, "sdxl", SMALL)
+    plan = demo.plan(whole, 0, backbone, SMALL)
     assert len({stage.title for stage in plan}) == len(plan)
     monkeypatch.setattr(demo, "plan", lambda *asked: plan[:3])
     monkeypatch.setattr(demo, "result", lambda out, state: {"stages": state["stages"]})
     with caplog.at_level("INFO", logger="diffalign.demo"):
-        run_demo(tmp_path / "out", 0, "sdxl", SMALL)
+        run_demo(tmp_path / "out", 0, backbone, SMALL)
     assert caplog.messages == [f"{n}/3 {stage.title}" for n, stage in enumerate(plan[:3], 1)]
 
 

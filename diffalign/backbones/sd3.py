@@ -33,11 +33,9 @@ class SD3(Backbone):
 
     @property
     def max_sequence_length(self) -> int:
-        """Tokens of the T5 part: 256 as the pipeline has it, fewer where the CLIP tokenizer of a small model is
-        shorter.
-        """
-        length = self.pipe.tokenizer.model_max_length
-        return length if self.pipe.text_encoder_3 is None and length < 77 else 256
+        """Tokens of the T5 part: 256 as the pipeline has it; where there is no T5, nor CLIP's full length, one zero."""
+        small = self.pipe.text_encoder_3 is None and self.pipe.tokenizer.model_max_length < 77
+        return 1 if small else 256
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         config = self.denoiser.config

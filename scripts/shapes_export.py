@@ -28,8 +28,17 @@ def export(name: str, work: Path, assets: Path) -> None:
     pipe.vae = AutoencoderKL.from_pretrained(finished if finished.exists() else work / "vae-latents")
     temporary = scratch(assets / name)
     pipe.to(torch.float16).save_pretrained(temporary)
+    forget_places(temporary)
     check(temporary)
     publish(assets / name, temporary)
+
+
+def forget_places(folder: Path) -> None:
+    """Take out of a pipeline's files where its parts lay when they were read."""
+    for path in folder.rglob("*.json"):
+        known = json.loads(path.read_text())
+        if isinstance(known, dict) and known.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def export_proxy(work: Path, assets: Path) -> None:

@@ -1,9 +1,8 @@
 """Diffusion-DPO on the embedded world's DiT: LoRA, pairs judged by the CLIP proxy.
 
 Paper: Diffusion-DPO, arXiv 2311.12908; for flows VideoAlign, arXiv 2501.13918.
-beta: 100, tuned (flow_grpo has 100 for SD3.5), in the convention used everywhere here (half, mean): the errors of a
-velocity differ ten times more than those of the noise do, so the UNet's 1000 would heed a few pairs only.
-Times: logit-normal about 0.71, tuned: what the proxy can judge is decided at high noise.
+beta: 100, tuned (flow_grpo has 100 for SD3.5), in the convention used everywhere here (half, mean).
+Times: logit-normal about 0.71, tuned: more noise than the standard law has.
 Hardware: two CPU cores, no GPU. The values are tuned on the dev prompts.
 """
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -457,6 +458,26 @@ def test_interrupted_ends_in_the_same_bytes(
     assert ended.out.startswith("went on from step ")
     assert results(tmp_path / "run") == uninterrupted
     assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")], "nothing is left lying about"
+
+
+def test_told_to_stop_saves_and_ends_in_the_same_bytes(
+    models: dict[str, Path], pairs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    """SIGTERM, as a scheduler sends it before it kills: the step at work is saved, whatever `save_every`."""
+    (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    command = Command("train", "recipe.py", cwd=tmp_path).until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    ended = command.signal(signal.SIGTERM).ended()
+    found = re.fullmatch(r"diffalign: told to stop; step (\d) is saved, and the same command goes on\n", ended.err)
+    assert found, ended
+    assert ended.status == 128 + signal.SIGTERM
+    assert (tmp_path / "run" / f"checkpoint-{found[1]}").is_dir()
+    assert not (tmp_path / "run" / "policy").exists()
+    ended = run("train", "recipe.py", cwd=tmp_path)
+    assert ended.out.startswith(f"went on from step {found[1]}; "), ended
+    last = {name: data for name, data in results(tmp_path / "run").items() if name in uninterrupted}
+    assert {"metrics.jsonl", "policy/pytorch_lora_weights.safetensors", "checkpoint-8/policy.safetensors"} <= set(last)
+    assert last == {name: uninterrupted[name] for name in last}
 
 
 @pytest.mark.parametrize("largest", [3_000, 20_000, 60_000])

@@ -118,15 +118,18 @@ def _look(trainer: Trainer, watch: Watch, board: Board, ring: Callable[[dict[str
 
 
 def _save(trainer: Trainer, out: Path, *, best: bool) -> None:
-    """A checkpoint, and where it is the best one its policy as others load it."""
+    """A checkpoint, and where it is the best one its policy as others load it.
+
+    That comes first: a run that goes on with the checkpoint does not look back at what was better.
+    """
     main = trainer.accelerator.is_main_process
     with trainer.together():
-        trainer.save(out / f"checkpoint-{trainer.step}")
         if best:
             trainer.export(out / "best", _card(trainer))
-        if main:
-            if best:
+            if main:
                 folders.write_atomically(out / "best.json", (json.dumps(trainer.best, indent=1) + "\n").encode())
+        trainer.save(out / f"checkpoint-{trainer.step}")
+        if main:
             checkpoint.prune(out, trainer.run.keep, trainer.best["step"] if trainer.best else None)
 
 

@@ -2,10 +2,11 @@
 
     python scripts/crash.py [--points 50] [--seed 0]
 
-A run on a tiny random model (caches, training, evaluation, bank where there is one) is made once undisturbed. Then
-it is killed at `points` points, several in each of a few folders, and run to its end: policy, checkpoints, metrics and
+Runs on a tiny random model (caches, reference errors, training, evaluation) are made once undisturbed. Then they are
+killed at `points` points, several in each of a few folders, and run to its end: policy, checkpoints, metrics and
 evaluations must be those of the undisturbed run, bit for bit. Every other point is a file operation, before which the
-process kills itself; the others are moments of time. Prints a line a folder, and exits 1 where one differs.
+process kills itself; at the others it is killed up to 50 ms later. Prints a line a folder; exits 1 where
+one differs.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,8 +44,13 @@ run = Run(
 )
 """
 SCORER = "import numpy\n\n\ndef bright(images, prompts):\n    return numpy.array([numpy.mean(i) for i in images])\n"
-# the reference that stays has a bank, the one that moves lies in the checkpoints
-KINDS = {"frozen": "", "moving": "reference=EMA(decay=0.5, every=2),"}
+# what is added to the recipe, and the commands; the reference that moves lies in the checkpoints
+KINDS = {
+    "live reference": ('bank="off",', ("train",)),
+    "moving reference": ("reference=EMA(decay=0.5, every=2),", ("train",)),
+    "bank filled on the way": ('bank="on",', ("train",)),
+    "bank filled before": ('bank="on", draws=2,', ("cache", "train")),
+}
 
 
 def prepare(place: Path, model: Path, pairs: Path, kind: str) -> Path:
@@ -50,13 +58,15 @@ def prepare(place: Path, model: Path, pairs: Path, kind: str) -> Path:
     place.mkdir(parents=True)
     (place / "judge.py").write_text(SCORER)
     (place / "prompts.txt").write_text("a red circle\na blue square\na green star\n")
-    told = {"prompts": "prompts.txt", "scorer": "judge.py:bright", "more": KINDS[kind]}
+    told = {"prompts": "prompts.txt", "scorer": "judge.py:bright", "more": KINDS[kind][0]}
     (place / "recipe.py").write_text(RECIPE.format(model=str(model), data=str(pairs), **told))
     return place
 
 
-def mortal(words: list[str], cwd: Path, at: int | None) -> None:
-    """`diffalign WORDS`, killed before its file operation number `at` below `cwd`; counts them into `cwd`/.events."""
+def mortal(words: list[str], cwd: Path, at: int | None, delay: float) -> None:
+    """`diffalign WORDS`, killed `delay` seconds after it came to its file operation number `at` below `cwd`, or before
+    that operation where it is 0; how many there were is written into `cwd`/.events.
+    """
     seen, below = [0], str(cwd)
 
     def count(event: str, arguments: tuple[object, ...]) -> None:
@@ -65,81 +75,101 @@ def mortal(words: list[str], cwd: Path, at: int | None) -> None:
         if str(Path(os.fspath(arguments[0])).absolute()).startswith(below):
             seen[0] += 1
             if seen[0] == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                killed(delay)
 
     os.chdir(cwd)
     sys.addaudithook(count)
     try:
-        commands._main(words, cwd, cwd / ".out", cwd / ".err", None)
+        commands._main(words, cwd, cwd / ".out", cwd / ".err", None, {})
     finally:
         os.write(os.open(cwd / ".events", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(seen[0]).encode())
 
 
-def run(place: Path, words: list[str], at: int | None = None, after: float | None = None) -> int:
+def killed(delay: float) -> None:
+    """Be killed, now or by a process that waits so many seconds."""
+    me = os.getpid()
+    if delay == 0:
+        os.kill(me, signal.SIGKILL)
+    elif os.fork() == 0:
+        time.sleep(delay)
+        if os.getppid() == me:
+            os.kill(me, signal.SIGKILL)
+        os._exit(0)
+
+
+def run(place: Path, words: list[str], at: int | None = None, delay: float = 0.0) -> int:
     """Run a command to its end or its death; its exit code (-9: it was killed)."""
-    process = commands._CONTEXT.Process(target=mortal, args=(words, place, at))
+    process = commands._CONTEXT.Process(target=mortal, args=(words, place, at, delay))
     process.start()
-    process.join(after)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
+    process.join()
+    assert process.exitcode is not None
     return process.exitcode
 
 
-def phase(place: Path) -> str:
-    """How far the run in a folder had come."""
+def phase(place: Path, verb: str) -> str:
+    """How far the run in a folder had come when `verb` was killed."""
     out = place / "run"
     if (out / "policy").exists():
         return "finished"
-    if any(out.glob("checkpoint-*")) or (out / "metrics.jsonl").exists():
+    if (out / "metrics.jsonl").exists() or any(out.glob("checkpoint-*")):
         return "train"
-    if any(out.glob("**/bank*")):
-        return "prefill"
-    return "cache" if (out / "cache").exists() or not (out / "run.json").exists() else "start"
+    return "prefill" if (out / "cache" / "reference").exists() and verb == "cache" else "cache"
 
 
-def finished(place: Path, words: list[str]) -> dict[str, bytes]:
-    """Run a command to its end; what the run is, as bytes, without what says when and where it was made."""
-    code = run(place, words)
-    if code:
-        raise SystemExit(f"{place}: ended with {code}: {(place / '.err').read_text()}")
+def finished(place: Path, verbs: Sequence[str]) -> dict[str, bytes]:
+    """Run the commands to their end; what the run is, as bytes, without what says when and where it was made."""
+    for verb in verbs:
+        code = run(place, [verb, "recipe.py"])
+        if code:
+            raise SystemExit(f"{place}: {verb} ended with {code}: {(place / '.err').read_text()}")
     return commands.contents(place / "run", without=("tensorboard", "cache", "run.json"))
 
 
-Kills = list[tuple[str, float]]
+@dataclass(frozen=True)
+class Kill:
+    """Where to kill: in which command, how many seconds after which file operation; 0: before it."""
+
+    verb: int
+    event: int
+    delay: float
 
 
-def trial(whole: dict[str, bytes], place: Path, words: list[str], kills: Kills) -> tuple[bool, list[str]]:
-    """Kill a run at these points ("event", number) or ("time", seconds), end it; (whether it is the whole, phases)."""
+def trial(
+    whole: dict[str, bytes], place: Path, verbs: Sequence[str], kills: Sequence[Kill]
+) -> tuple[list[str], list[str]]:
+    """Kill a run at these points, then end it; (the files that differ, how far it was at each)."""
     phases = []
-    for kind, value in kills:
-        code = run(place, words, at=int(value)) if kind == "event" else run(place, words, after=value)
-        phases.append(phase(place) if code == -signal.SIGKILL else "not hit")
-    return finished(place, words) == whole, phases
+    for kill in kills:
+        for verb in verbs[: kill.verb]:
+            run(place, [verb, "recipe.py"])
+        code = run(place, [verbs[kill.verb], "recipe.py"], kill.event, kill.delay)
+        phases.append(phase(place, verbs[kill.verb]) if code == -signal.SIGKILL else "not hit")
+    found = finished(place, verbs)
+    return sorted(n for n in found.keys() | whole.keys() if found.get(n) != whole.get(n)), phases
 
 
 def crash(place: Path, model: Path, pairs: Path, points: int, chain: int, seed: int) -> tuple[int, Counter[str]]:
     """Kill at so many points, `chain` in a folder; (how many folders differ, points by phase). Prints a line each."""
-    words, drawn = ["train", "recipe.py"], random.Random(seed)
-    whole, size = {}, {}
-    for kind in KINDS:
-        first = prepare(place / f"whole-{kind}", model, pairs, kind)
-        start = time.monotonic()
-        whole[kind] = finished(first, words)
-        size[kind] = (int((first / ".events").read_text()), time.monotonic() - start)
+    drawn, whole, size = random.Random(seed), {}, {}
+    for kind, (_, verbs) in KINDS.items():
+        first = prepare(place / f"whole {kind}", model, pairs, kind)
+        for verb in verbs:
+            run(first, [verb, "recipe.py"])
+            size[kind, verb] = int((first / ".events").read_text())
+        whole[kind] = finished(first, verbs)
     differ, phases = 0, Counter[str]()
     for number in range(0, points, chain):
         kind = list(KINDS)[number // chain % len(KINDS)]
-        events, seconds = size[kind]
-        kills = [
-            ("event", drawn.randrange(1, events)) if (number + i) % 2 else ("time", drawn.uniform(0, seconds))
-            for i in range(min(chain, points - number))
-        ]
-        same, seen = trial(whole[kind], prepare(place / f"killed-{number}", model, pairs, kind), words, kills)
-        differ += not same
+        verbs, kills = KINDS[kind][1], []
+        for i in range(min(chain, points - number)):
+            verb = drawn.randrange(len(verbs))
+            delay = drawn.uniform(0, 0.05) if (number + i) % 2 else 0.0
+            kills.append(Kill(verb, drawn.randrange(1, size[kind, verbs[verb]]), delay))
+        other, seen = trial(whole[kind], prepare(place / f"killed {number}", model, pairs, kind), verbs, kills)
+        differ += bool(other)
         phases.update(seen)
-        said = ", ".join(f"{how} {value:.4g} ({at})" for (how, value), at in zip(kills, seen, strict=True))
-        print(f"{kind} reference, killed at {said}: {'the same bytes' if same else 'DIFFERS'}", flush=True)
+        told = f"DIFFERS in {', '.join(other)}" if other else "the same bytes"
+        print(f"{kind}, killed in {', '.join(seen)}: {told}", flush=True)
     return differ, phases
 
 

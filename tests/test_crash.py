@@ -9,6 +9,6 @@ import crash  # noqa: E402
 
 
 def test_killed_anywhere_it_ends_the_same(models: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
-    differ, phases = crash.crash(tmp_path / "runs", models["sdxl"], pairs, points=5, chain=3, seed=1)
+    differ, phases = crash.crash(tmp_path / "runs", models["sdxl"], pairs, points=5, chain=2, seed=1)
     assert differ == 0
-    assert phases["not hit"] <= 2, "some points are points of time, and the machine may be faster then"
+    assert phases["not hit"] <= 2, "a later kill in one folder may lie beyond what is left to do"

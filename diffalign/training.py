@@ -49,6 +49,8 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     if trainer.accelerator.is_main_process:
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             journal.trim(out / name, trainer.step)
+        for left in (*out.glob(".*.tmp-*"), *(out / "previews").glob(".*.tmp-*")):
+            left.unlink()  # of a write that was killed
     board = tracking.board(run, trainer.accelerator, trainer.step)
     try:
         _go(trainer, watch, board)
@@ -196,6 +198,7 @@ def _resume(trainer: Trainer, out: Path) -> str:
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         checkpoint.forget(out, trainer.step)
+        checkpoint.prune(out, trainer.run.keep, trainer.best["step"] if trainer.best else None)
     if trainer.step:
         passed = f" ({'; '.join(damaged)})" if damaged else ""
         return f"went on from step {trainer.step}{passed}; "

@@ -1,4 +1,4 @@
-"""Killed at five points of training and its caches, run again: the bytes of the undisturbed run."""
+"""Killed at five points of caches, reference errors and training, run again: the bytes of the undisturbed run."""
 
 import sys
 from pathlib import Path
@@ -11,4 +11,4 @@ import crash  # noqa: E402
 def test_killed_anywhere_it_ends_the_same(models: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
     differ, phases = crash.crash(tmp_path / "runs", models["sdxl"], pairs, points=5, chain=2, seed=1)
     assert differ == 0
-    assert phases["not hit"] <= 2, "a later kill in one folder may lie beyond what is left to do"
+    assert sum(phases.values()) - phases["not hit"] >= 5

@@ -36,7 +36,7 @@ def plain(models: dict[str, Path], pairs: Path, tmp_path: Path) -> Run:
 
 
 def results(run: Run) -> dict[str, bytes]:
-    return contents(Path(run.out), without=("tensorboard", "cache", "run.json", "README.md"))
+    return contents(Path(run.out), without=("tensorboard", "cache", "run.json", "state.json", "README.md"))
 
 
 def change(run: Run, **changes: Any) -> Run:

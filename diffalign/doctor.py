@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign import activations, counting, dataset
 from diffalign.activations import Checkpointing
+from diffalign.backbones import check_family
 from diffalign.backbones.hollow import Hollow, hollow
 from diffalign.counting import Counter
 from diffalign.objectives.base import Advantages, Judgement, Ranking, Unpaired
@@ -154,6 +155,7 @@ def _data(run: Run) -> Data | None:
 def needs(run: Run, card: str, data: Data | None = None) -> Needs:
     """What a run needs on a card: counted on the meta device, one pass a way of checkpointing."""
     model = hollow(run.model, run.config)
+    check_family(type(model.backbone), run.family, run.model)
     kind = next((n for k, n in IMAGES.items() if issubclass(run.objective.judgement, k)), 2)
     images = math.ceil(data.per_group) if data else kind
     backbone, total = model.backbone, sum(p.numel() for p in model.backbone.denoiser.parameters())

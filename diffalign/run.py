@@ -12,6 +12,8 @@ from diffalign.optimizers import AdamW, Optimizer
 from diffalign.times import TimeLaw, Uniform, Unweighted, Weighting
 from diffalign.views import Pictures
 
+Family = Literal["any", "sd", "sdxl", "sd3", "flux", "flux2-klein", "pixart", "sana", "qwen-image", "z-image"]
+
 
 class Adaptation(ABC):  # noqa: B024
     """What of the denoiser is trained: an empty base, by which flags narrow to the recipe's own class."""
@@ -209,6 +211,8 @@ class Run:
         model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with `config`).
         objective: How to align.
         config: Folder in diffusers' layout that says what a single file is.
+        family: What the recipe's numbers are for; a model of another family is refused until it is named here. "any"
+            asks nothing.
         init_lora: Adapter (file, or folder of a run) that is put into the base's weights first, so that policy and
             reference both have it: that of supervised fine-tuning, say. The policy is exported together with it.
         policy: What is trained: LoRA or Full.
@@ -261,6 +265,7 @@ class Run:
     model: str
     objective: Objective
     config: str = ""
+    family: Family = "any"
     init_lora: str = ""
     policy: Adaptation = field(default_factory=LoRA)
     reference: Reference = field(default_factory=Frozen)

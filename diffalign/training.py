@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from diffalign import attention, bank, card, checkpoint, folders, journal, tracking, watching, weights
+from diffalign import attention, backbones, bank, card, checkpoint, folders, journal, tracking, watching, weights
 from diffalign.progress import bar, track
 from diffalign.records import InputError
 from diffalign.run import LoRA, Run
@@ -32,14 +32,15 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
 
     Writes `run.json`, `metrics.jsonl`, `checkpoint-N/` and at the end `policy/`; where it is evaluated
     `evaluations.jsonl`, `previews/`, `best.json` and `best/`. SIGTERM saves after the step at work and raises Stopped.
-    Raises InputError where the folder holds another run (naming the fields that differ) or where an error is no longer
-    finite.
+    Raises InputError where the folder holds another run (naming the fields that differ), where the model is of another
+    family than the recipe's, or where an error is no longer finite.
     """
     out, run = Path(run.out), resolved(run)
     described = journal.describe(out, run, recipe or {}, torch.get_num_threads())
     if (out / "policy").exists():
         _push(run)
         return _closing(run)
+    backbones.expect(run.family, run.model, run.config)
     trainer = Trainer(run)
     with trainer.together():
         if trainer.accelerator.is_main_process:
@@ -174,6 +175,7 @@ def cache(run: Run) -> str:
     """
     run = resolved(run)
     run = dataclasses.replace(run, bank="on" if run.bank == "auto" and not bank.refusal(run) else run.bank)
+    backbones.expect(run.family, run.model, run.config)
     trainer = Trainer(run)
     for _ in track(trainer.prefill(), "cache", run.steps):
         continue

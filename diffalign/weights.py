@@ -29,9 +29,10 @@ class Source:
     encoders: bool = True
 
 
-def locate(model: str, config: str = "") -> Source:
+def locate(model: str, config: str = "", *, whole: bool = True) -> Source:
     """Where a model lies: a local folder, a single .safetensors file that the folder `config` describes, a shipped
-    model ("shapes/sdxl"), or the snapshot of a hub id ("owner/name"), fetched only because it was named.
+    model ("shapes/sdxl"), or the snapshot of a hub id ("owner/name"), fetched only because it was named, and unless
+    `whole` no more of it than its index.
 
     Raises InputError where there is no model, saying what was expected.
     """
@@ -49,7 +50,7 @@ def locate(model: str, config: str = "") -> Source:
         return Source(_whole(places.asset(model)))
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith((".safetensors", *_PICKLES)):
         raise InputError(f"{model}: no such model folder or file")
-    return Source(_snapshot(model))
+    return Source(_snapshot(model, whole=whole))
 
 
 def check_part(folder: Path) -> None:
@@ -76,10 +77,10 @@ def _whole(folder: Path) -> Path:
     return folder
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, *, whole: bool) -> Path:
     # files at the top are single checkpoints beside the folders, and variants are copies in another dtype
-    wanted = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
-    return _whole(snapshot(name, wanted, ("*.fp16.*", "*.non_ema.*", "safety_checker/*")))
+    parts = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model") if whole else ()
+    return _whole(snapshot(name, ("model_index.json", *parts), ("*.fp16.*", "*.non_ema.*", "safety_checker/*")))
 
 
 def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, fetch: bool = True) -> Path:

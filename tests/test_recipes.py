@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import worlds
 
-from diffalign import backbones, places
+from diffalign import backbones, places, run
 from diffalign.backbones.base import Backbone
 from diffalign.journal import differences
 from diffalign.recipes import load_recipe
@@ -21,7 +22,12 @@ from diffalign.trainer import Trainer
 TRAIN = Path(__file__).parent.parent / "train"
 # Scripts of rounds loop over the stages; what they are held to stands in test_rounds.py.
 RECIPES = sorted(p.stem for p in TRAIN.glob("*.py") if not p.stem.startswith("rounds_"))
-FAMILY = {"sd15": "sd", "sd21": "sd", "sdxl": "sdxl", "sd3": "sd3", "shapes": "sdxl"}
+FAMILY = {
+    **{"sd15": "sd", "sd21": "sd", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "flux2": "flux2-klein"},
+    **{"pixart": "pixart", "qwen": "qwen-image", "sana": "sana", "zimage": "z-image"},
+}
+# the tiny pipeline of a family where it is named otherwise
+TINY = {"flux2-klein": "flux2_klein", "qwen-image": "qwen_image", "z-image": "zimage"}
 KINDS = {"Pairs": "pair", "Judgement": "pair", "Unpaired": "unpaired", "Ranking": "ranking", "Advantages": "advantages"}
 
 
@@ -48,8 +54,10 @@ def load(models: dict[str, Path]) -> object:
     return fresh
 
 
-def family(name: str, recipe: Run) -> str:
-    return "sd3" if recipe.model.endswith("sd3") else FAMILY[name.split("_")[0]]
+def tiny(recipe: Run) -> str:
+    if recipe.model.startswith("shapes/"):
+        return recipe.model.removeprefix("shapes/")
+    return TINY.get(recipe.family, recipe.family)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -58,7 +66,7 @@ def test_two_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     recipe = load_recipe(str(TRAIN / f"{name}.py")).run
-    kind, model = KINDS[recipe.objective.judgement.__name__], models[family(name, recipe)]
+    kind, model = KINDS[recipe.objective.judgement.__name__], models[tiny(recipe)]
     small = dataclasses.replace(
         recipe, model=str(model), data=str(data[kind]), resolution=32, steps=2, batch=2,
         micro_batch=min(recipe.micro_batch, 1), out=str(tmp_path_factory.getbasetemp() / "recipes" / model.name / kind),
@@ -89,7 +97,9 @@ def test_a_recipe_is_one_expression(name: str) -> None:
     assert imported == {"diffalign"}
     assert len(text.splitlines()) <= 50
     assert places.recipe(name) == path, "found by its name"
-    json_like = to_data(load_recipe(name).run)
+    recipe = load_recipe(name).run
+    assert recipe.family == ("any" if name.startswith("shapes_") else FAMILY[name.split("_")[0]]), "says what it is for"
+    json_like = to_data(recipe)
     assert json_like["class"] == "diffalign.run:Run"
 
 
@@ -140,6 +150,11 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, said: str) -> Non
         load_recipe(str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_can_be_for_every_family_and_every_family_has_one() -> None:
+    assert set(FAMILY.values()) == {kind.family for kind in backbones.FAMILIES.values()}
+    assert set(get_args(run.Family)) == {"any", *(kind.family for kind in backbones.FAMILIES.values())}
 
 
 def test_a_misspelt_field_has_a_suggestion(tmp_path: Path) -> None:

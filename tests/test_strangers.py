@@ -57,7 +57,7 @@ def without_index(models: dict[str, Path], place: Path) -> list[object]:
 
 def refiner(models: dict[str, Path], place: Path) -> list[object]:
     none = {"text_encoder": [None, None], "tokenizer": [None, None]}
-    return [changed(models["sdxl"], place / "m", "model_index.json", **none)]
+    return [changed(models["sdxl"], place / "m", "model_index.json", **none), "--family", "sdxl"]
 
 
 def magic(models: dict[str, Path], place: Path) -> list[object]:
@@ -99,11 +99,20 @@ def flux_file(models: dict[str, Path], place: Path) -> list[object]:
 
 
 def odd_size(models: dict[str, Path], place: Path) -> list[object]:
-    return [models["flux"], "--resolution", 36 + 1]
+    return [models["flux"], "--family", "flux", "--resolution", 36 + 1]
 
 
 def flow_for_terminal_snr(models: dict[str, Path], place: Path) -> list[object]:
-    return [models["sd3"], "--states.zero-terminal-snr"]
+    return [models["sd3"], "--family", "sd3", "--states.zero-terminal-snr"]
+
+
+def other_family(models: dict[str, Path], place: Path) -> list[object]:
+    return [models["sdxl"]]
+
+
+def file_of_another_family(models: dict[str, Path], place: Path) -> list[object]:
+    single_file.write(tiny.sdxl(), place / "sdxl.safetensors")
+    return [place / "sdxl.safetensors", "--config", models["sdxl"]]
 
 
 def nowhere(models: dict[str, Path], place: Path) -> list[object]:
@@ -122,6 +131,8 @@ BAD = {
     flux_file: r"is a single file of FLUX.1, which is not read as such; give --model black-forest-labs/FLUX.1-dev",
     odd_size: r"size 37x37: this model draws multiples of \d+ pixels",
     flow_for_terminal_snr: r"this model is a flow; expected a variance-preserving one",
+    other_family: r"sdxl: is of the family sdxl, but the recipe's numbers .* are for sd; .* say --family sdxl to",
+    file_of_another_family: r"sdxl.safetensors: is of the family sdxl, but the recipe's numbers .* are for sd; ",
     nowhere: r"nobody/nothing: is not in the local cache.*download it",
 }
 

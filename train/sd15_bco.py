@@ -10,6 +10,7 @@ from diffalign.run import AdamW, Full, Run, Schedule, States
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=BCO(beta=10000.0),
     policy=Full(),
     states=States(noise="independent"),

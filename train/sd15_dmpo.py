@@ -12,6 +12,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=DMPO(beta=2000.0, alpha=0.01),
     policy=Full(),
     resolution=512,

@@ -11,6 +11,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=Mixed(DPO(beta=5000.0), sft=125.0),
     policy=Full(),
     resolution=512,

@@ -12,6 +12,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=DSPO(beta=0.001),
     policy=Full(),
     resolution=512,

@@ -11,6 +11,7 @@ from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=Hinge(beta=10000.0),
     policy=LoRA(rank=8, alpha=8.0),
     resolution=512,

@@ -14,6 +14,7 @@ from diffalign.run import AdamW, Full, Run, Schedule, States
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=DPO(beta=2000.0),
     policy=Full(),
     states=States(inversion=Inversion(steps=10, noise=0.1)),

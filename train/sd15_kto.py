@@ -14,6 +14,7 @@ from diffalign.run import AdamW, Full, Run, Schedule, States
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=KTO(beta=10000.0, weights=(3.126, 0.269)),
     policy=Full(),
     states=States(noise="independent"),

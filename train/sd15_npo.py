@@ -12,6 +12,7 @@ from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=DPO(beta=1000.0),
     policy=LoRA(rank=8, alpha=8.0),
     labels="swapped",

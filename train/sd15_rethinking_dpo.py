@@ -14,6 +14,7 @@ from diffalign.times import InverseSNR, Skewed
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=DPO(beta=5000.0),
     policy=Full(),
     reference=HardCopy(every=32, until_divergence=0.005),

@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=Safeguarded(DPO(beta=5000.0), mu=0.9),
     policy=Full(),
     resolution=512,

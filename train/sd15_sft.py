@@ -11,6 +11,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=SFT(),
     policy=Full(),
     resolution=512,

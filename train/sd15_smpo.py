@@ -15,6 +15,7 @@ from diffalign.run import AdamW, Full, Run, Schedule, States
 
 run = Run(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    family="sd",
     objective=SmPO(beta=2000.0, gamma=10.0),
     policy=Full(),
     states=States(inversion=Inversion(steps=5, renoise=1)),

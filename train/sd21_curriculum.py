@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Curriculum, LoRA, Run
 
 run = Run(
     model="stabilityai/stable-diffusion-2-1-base",
+    family="sd",
     objective=DPO(beta=2000.0),
     policy=LoRA(rank=8, alpha=8.0),
     curriculum=Curriculum(stages=6, every=500),

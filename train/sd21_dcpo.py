@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stabilityai/stable-diffusion-2-1-base",
+    family="sd",
     objective=DPO(beta=500.0),
     policy=Full(),
     captions="own",

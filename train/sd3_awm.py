@@ -14,6 +14,7 @@ from diffalign.times import Shifted
 
 run = Run(
     model="stabilityai/stable-diffusion-3.5-medium",
+    family="sd3",
     objective=Anchored(AWM(), weight=1e-4),
     policy=LoRA(rank=32, alpha=64.0),
     states=States(times=Shifted(shift=3.0), noise="independent"),

@@ -15,6 +15,7 @@ from diffalign.times import Shifted
 
 run = Run(
     model="stabilityai/stable-diffusion-3.5-medium",
+    family="sd3",
     objective=Anchored(CRD(beta=2.0), weight=0.02),
     policy=LoRA(rank=32, alpha=64.0),
     states=States(times=Shifted(shift=3.0), noise="independent"),

@@ -15,6 +15,7 @@ from diffalign.times import Shifted
 
 run = Run(
     model="stabilityai/stable-diffusion-3.5-medium",
+    family="sd3",
     objective=Anchored(DGPO(beta=200.0, clip=0.01), weight=0.02),
     policy=LoRA(rank=32, alpha=64.0),
     states=States(times=Shifted(shift=3.0)),

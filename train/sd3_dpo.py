@@ -14,6 +14,7 @@ from diffalign.times import LogitNormal
 
 run = Run(
     model="stabilityai/stable-diffusion-3.5-medium",
+    family="sd3",
     objective=DPO(beta=100.0),
     policy=LoRA(rank=32, alpha=64.0),
     states=States(times=LogitNormal()),

@@ -12,6 +12,7 @@ from diffalign.times import LogitNormal
 
 run = Run(
     model="stabilityai/stable-diffusion-3.5-medium",
+    family="sd3",
     objective=DRO(),
     policy=LoRA(rank=64, alpha=128.0),
     states=States(times=LogitNormal(mean=1.0, std=1.0), noise="independent"),

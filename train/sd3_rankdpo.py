@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Full, Run, States
 
 run = Run(
     model="stabilityai/stable-diffusion-3-medium-diffusers",
+    family="sd3",
     objective=RankDPO(beta=100.0),
     policy=Full(),
     states=States(noise="independent"),

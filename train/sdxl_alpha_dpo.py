@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=AlphaDPO(beta=4000.0, alpha=0.9999),
     policy=Full(),
     resolution=1024,

@@ -10,6 +10,7 @@ from diffalign.run import AdamW, Full, Run
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=CPO(beta=500.0, sft=1.0),
     policy=Full(),
     resolution=1024,

@@ -12,6 +12,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=DMPO(beta=6000.0, alpha=0.01),
     policy=Full(),
     resolution=1024,

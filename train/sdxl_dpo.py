@@ -14,6 +14,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=DPO(beta=5000.0),
     policy=Full(),
     resolution=1024,

@@ -14,6 +14,7 @@ from diffalign.run import AdamW, Full, Run, Schedule, States
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=DPO(beta=5000.0),
     policy=Full(),
     states=States(inversion=Inversion(steps=10, noise=0.1)),

@@ -11,6 +11,7 @@ from diffalign.run import AdamW, Full, Run, States
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=ListNet(beta=5000.0, temperature=0.5),
     policy=Full(),
     states=States(noise="independent"),

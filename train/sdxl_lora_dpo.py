@@ -11,6 +11,7 @@ from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=DPO(beta=5000.0),
     policy=LoRA(rank=8, alpha=8.0),
     resolution=1024,

@@ -12,6 +12,7 @@ from diffalign.run import AdamW, Full, Run
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=MaPO(k=0.5, T=1000.0, beta_margin=0.1),
     policy=Full(),
     resolution=1024,

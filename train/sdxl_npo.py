@@ -12,6 +12,7 @@ from diffalign.run import AdamW, LoRA, Run
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=DPO(beta=2000.0),
     policy=LoRA(rank=8, alpha=8.0),
     labels="swapped",

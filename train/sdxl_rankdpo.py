@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Full, Run, States
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=RankDPO(beta=5000.0),
     policy=Full(),
     states=States(noise="independent"),

@@ -10,6 +10,7 @@ from diffalign.run import AdamW, Full, Run, States
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=RankNet(beta=5000.0),
     policy=Full(),
     states=States(noise="independent"),

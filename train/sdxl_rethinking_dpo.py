@@ -14,6 +14,7 @@ from diffalign.times import InverseSNR, Skewed
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=DPO(beta=5000.0),
     policy=Full(),
     reference=HardCopy(every=32, until_divergence=0.002),

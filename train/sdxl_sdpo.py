@@ -13,6 +13,7 @@ from diffalign.run import AdamW, Full, Run, Schedule
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=Safeguarded(DPO(beta=5000.0), mu=0.6),
     policy=Full(),
     resolution=1024,

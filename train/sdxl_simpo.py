@@ -11,6 +11,7 @@ from diffalign.run import AdamW, Full, Run
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=SimPO(beta=500.0, gamma=0.5),
     policy=Full(),
     resolution=1024,

@@ -15,6 +15,7 @@ from diffalign.run import AdamW, Full, Run, Schedule, States
 
 run = Run(
     model="stabilityai/stable-diffusion-xl-base-1.0",
+    family="sdxl",
     objective=SmPO(beta=5000.0, gamma=10.0),
     policy=Full(),
     states=States(inversion=Inversion(steps=10, renoise=1)),

@@ -12,6 +12,7 @@ from diffalign.times import Grid
 
 run = Run(
     model="stabilityai/sdxl-turbo",
+    family="sdxl",
     objective=DPO(beta=5000.0),
     policy=Full(),
     states=States(times=Grid(points=4), zero_terminal_snr=True),

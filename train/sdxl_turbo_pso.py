@@ -13,6 +13,7 @@ from diffalign.times import Grid
 
 run = Run(
     model="stabilityai/sdxl-turbo",
+    family="sdxl",
     objective=DPO(beta=10.0),
     policy=LoRA(rank=16, alpha=16.0),
     states=States(times=Grid(points=4)),

@@ -11,6 +11,7 @@ from diffalign.times import Grid
 
 run = Run(
     model="stabilityai/sdxl-turbo",
+    family="sdxl",
     objective=Pairwise(Likelihood(beta=10.0), HingeLoss()),
     policy=LoRA(rank=16, alpha=16.0),
     states=States(times=Grid(points=4)),

@@ -19,7 +19,8 @@ from diffalign.backbones.zimage import ZImage
 from diffalign.records import InputError
 
 __all__ = [
-    *("FAMILIES", "SD", "SD3", "SDXL", "Flux", "Flux2Klein", "PixArt", "QwenImage", "Sana", "ZImage", "load"),
+    *("FAMILIES", "SD", "SD3", "SDXL", "Flux", "Flux2Klein", "PixArt", "QwenImage", "Sana", "ZImage"),
+    *("check_family", "expect", "load", "of_class"),
 ]
 
 FAMILIES: dict[str, type[Backbone]] = {
@@ -62,10 +63,34 @@ def load(
     Raises InputError on a pipeline class without a file here, or a file that `config` does not describe.
     """
     source = dataclasses.replace(weights.locate(model, config), encoders=encoders)
-    if source.file is not None:
-        single_file.check(source)
-    name = weights.index(source.folder)["_class_name"]
+    return _kind(source)(source, dtype, torch.device(device))
+
+
+def of_class(name: str, model: object) -> type[Backbone]:
+    """The backbone of a pipeline class; raises InputError naming the model where there is none here."""
     if name not in FAMILIES:
         what = f", which {OTHERS[name]}" if name in OTHERS else ""
-        raise InputError(f"{source.folder}: is a {name}{what}; expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[name](source, dtype, torch.device(device))
+        raise InputError(f"{model}: is a {name}{what}; expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def expect(family: str, model: str, config: str = "") -> None:
+    """Raise InputError where a model is not of `family` ("any" asks nothing). Only its index is read, or fetched."""
+    if family != "any":
+        check_family(_kind(weights.locate(model, config, whole=False)), family, model)
+
+
+def check_family(kind: type[Backbone], family: str, model: object) -> None:
+    """Raise InputError where `kind`, which is that of `model`, is not of `family` ("any" asks nothing)."""
+    if family not in ("any", kind.family):
+        raise InputError(
+            f"{model}: is of the family {kind.family}, but the recipe's numbers (resolution, beta, learning rate) are "
+            f"for {family}; name a model of that family or a recipe for this one, or say --family {kind.family} to "
+            "train by these numbers nevertheless"
+        )
+
+
+def _kind(source: weights.Source) -> type[Backbone]:
+    if source.file is not None:
+        single_file.check(source)
+    return of_class(weights.index(source.folder)["_class_name"], source.folder)

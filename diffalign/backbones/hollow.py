@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from diffalign import places, weights
-from diffalign.backbones import FAMILIES
+from diffalign.backbones import of_class
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.pixart import TOKENS
 from diffalign.records import InputError
@@ -82,9 +82,7 @@ def hollow(model: str, config: str = "") -> Hollow:
     """
     parts = configurations(model, config)
     name = parts["model_index.json"]["_class_name"]
-    if name not in FAMILIES:
-        raise InputError(f"{model}: is a {name}; expected one of {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
+    family = of_class(name, model)
     if family.part not in parts:
         raise InputError(f"{model}: holds no {family.part}/config.json, which says what its denoiser is")
     denoiser = _built(model, family.part, parts[family.part])

@@ -12,6 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+# counted by the formulas of the kernel for accelerators, which take the same tensors first: torch before 2.15 has none
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+
 
 class Counter(TorchDispatchMode):
     """Counts the operations within: floating-point ones, bytes moved, kernels, bytes alive and their peak.
@@ -34,7 +42,8 @@ class Counter(TorchDispatchMode):
         for tensor in made:
             self._hold(tensor)
         if not func.is_view and made:
-            formula = flop_registry.get(func._overloadpacket)
+            packet = func._overloadpacket
+            formula = flop_registry.get(ATTENTION.get(packet, packet))
             flops = formula(*args, **given, out_val=found) if formula else 0
             read = [x for x in tree_leaves((args, given)) if isinstance(x, Tensor)]
             moved = sum(x.numel() * x.element_size() for x in (*read, *made))

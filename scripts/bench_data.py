@@ -168,11 +168,17 @@ def loader(place: Path) -> None:
 
 
 def filling() -> None:
-    """Processor time from a pair's JPEG files to bytes for the autoencoder, against what a published script does."""
+    """Processor time from a pair's JPEG files to bytes for the autoencoder, against what a published script does.
+
+    The two take turns, so that both find the allocator as it is in a process that has been at work for a while.
+    """
     for size, resolution in ((1024, 1024), (768, 1024), (1024, 512)):
         files, view = (_jpeg(size, 0), _jpeg(size, 1)), View(resolution, resolution)
-        ours = min(_cost(lambda f=files, v=view: [views.pixels(decoding.rgb(d), v) for d in f]) for _ in range(3))
-        theirs = min(_cost(lambda f=files, r=resolution: _published(*f, r)) for _ in range(3))
+        ways = (
+            lambda f=files, r=resolution: _published(*f, r),
+            lambda f=files, v=view: [views.pixels(decoding.rgb(d), v) for d in f],
+        )
+        theirs, ours = (min(found) for found in zip(*([_cost(way) for way in ways] for _ in range(5)), strict=True))
         print(f"{size} -> {resolution}: {1000 * ours:.1f} ms a pair, published {1000 * theirs:.1f} ms")
         line(f"preparing a pair, {size} -> {resolution}, over the published way", ours / theirs, 0.4, "x")
 

@@ -130,14 +130,16 @@ class Store:
         """Write one part."""
         if not (self.folder / "key.json").is_file():
             write_atomically(self.folder / "key.json", self.key.encode())
+        names = [_name(i) for i in ids]
+        starts = [zlib.crc32(name) for name in names]
         sums = {
-            f"sum.{n}": np.array([zlib.crc32(v.data, zlib.crc32(_name(i))) for i, v in zip(ids, a, strict=True)], "<u4")
+            f"sum.{n}": np.array([zlib.crc32(row, s) for row, s in zip(a, starts, strict=True)], "<u4")
             for n, a in arrays.items()
         }
-        halves = np.array([_halves(name) for name in ids], "<u8")
+        halves = np.frombuffer(b"".join(names), "<u8").reshape(-1, 2)
         data = safetensors.numpy.save({"ids": halves, **arrays, **sums}, metadata={"key": self.name})
         # another process may write the same rows at the same time: then they are the same bytes under the same name
-        write_atomically(self.folder / f"part-{digest(*ids)}.safetensors", data)
+        write_atomically(self.folder / f"part-{digest(*names)}.safetensors", data)
 
     def reopen(self) -> None:
         """Map what has been written since."""

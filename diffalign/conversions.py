@@ -176,8 +176,9 @@ def transitive(rows: Sequence[Judgement], prompt: str) -> tuple[list[Judgement],
     for better, worse in edges:
         below.setdefault(better, set()).add(worse)
     reach = {image: _reach(image, below) for image in below}
-    circular = {image for image, found in reach.items() if image in found}
-    kept = [r for r in rows if not (r.kind == "pair" and set(r.images) <= circular)]
+    circles = {frozenset((a, b)) for a, found in reach.items() for b in found if a in reach.get(b, ())}
+    circular = set().union(*circles)
+    kept = [r for r in rows if r.kind != "pair" or frozenset(r.images) not in circles]
     judged = {frozenset(r.images) for r in kept if r.kind == "pair"}
     implied = [
         pair_record(prompt, better, worse, 1.0, source="transitive")

@@ -102,6 +102,7 @@ def import_(
     folders.begin(out, dataclasses.replace(manifest, counts=before))
     try:
         tally = _write(out, plan, places, batch, batches, bad)
+        _require_some(plan, tally)
     except InputError:
         if fresh:
             shutil.rmtree(out)
@@ -153,6 +154,13 @@ class _Tally:
     def add(self, other: "_Tally") -> None:
         self.errors.extend(other.errors)
         self.lost.update(other.lost)
+
+
+def _require_some(plan: _Plan, tally: _Tally) -> None:
+    if tally.lost.total() == plan.kept:
+        why = shelf.known(plan.dropped + Counter(e.reason for e in plan.refused) + tally.lost)
+        first = f" (first: {tally.errors[0]})" if tally.errors else ""
+        raise InputError(f"{plan.files[0].path}: no row of {plan.rows} can be used: {why}{first}")
 
 
 def _write(out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch: int, batches: int, bad: str) -> _Tally:

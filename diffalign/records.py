@@ -73,11 +73,12 @@ class Record:
     @classmethod
     def of(cls, row: dict[str, Any]) -> Self:
         """The record in a Parquet row; raises InputError on an unknown or missing column."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-        _require(set(row) <= names, f"{cls.table}: unknown field {sorted(set(row) - names)}, expected {sorted(names)}")
-        _require(required <= set(row), f"{cls.table}: field {sorted(required - set(row))} is missing")
-        empty = [n for n in row if row[n] is None and n not in optional(cls)]
+        names, required, may_be_empty = _fields(cls)
+        if not (row.keys() <= names and row.keys() >= required):
+            odd, lost = sorted(row.keys() - names), sorted(required - row.keys())
+            what = f"unknown field {odd}, expected {sorted(names)}" if odd else f"field {lost} is missing"
+            raise InputError(f"{cls.table}: {what}")
+        empty = [n for n, value in row.items() if value is None and n not in may_be_empty]
         _require(not empty, f"{cls.table}: field {empty} is empty")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
@@ -168,26 +169,44 @@ class Judgement(Record):
     votes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        name = f"judgement {self.id}"
-        _require(self.kind in KINDS, f"{name}: kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        _require(self.status in STATUSES, f"{name}: status {self.status!r}, expected one of {', '.join(STATUSES)}")
-        _require(len(set(self.images)) == len(self.images), f"{name}: the same image stands on both sides")
-        n = {"pair": len(self.images) == 2, "unpaired": len(self.images) == 1}.get(self.kind, len(self.images) >= 2)
-        _require(n, f"{name}: {len(self.images)} images, which a judgement of kind {self.kind} cannot have")
-        _require(self.p is None or 0 <= self.p <= 1, f"{name}: p = {self.p} lies outside [0, 1]")
-        _require(0 <= self.weight < np.inf, f"{name}: weight {self.weight}, expected a finite number of at least 0")
-        gap = self.score_gap is None or np.isfinite(self.score_gap)
-        _require(gap, f"{name}: score_gap {self.score_gap} is not a finite number")
+        wrong = self._wrong()
+        if wrong:  # said only where something is, since there may be millions of rows
+            raise InputError(f"judgement {self.id}: {wrong}")
+
+    def _wrong(self) -> str | None:
+        """What no judgement can be, or None."""
+        count, p = len(self.images), self.p
+        if self.kind not in KINDS:
+            return f"kind {self.kind!r}, expected one of {', '.join(KINDS)}"
+        if self.status not in STATUSES:
+            return f"status {self.status!r}, expected one of {', '.join(STATUSES)}"
+        if len(set(self.images)) < count:
+            return "the same image stands on both sides"
+        if count != {"pair": 2, "unpaired": 1}.get(self.kind, max(2, count)):
+            return f"{count} images, which a judgement of kind {self.kind} cannot have"
+        if p is not None and not 0 <= p <= 1:
+            return f"p = {p} lies outside [0, 1]"
+        if not 0 <= self.weight < np.inf:
+            return f"weight {self.weight}, expected a finite number of at least 0"
+        if self.score_gap is not None and not np.isfinite(self.score_gap):
+            return f"score_gap {self.score_gap} is not a finite number"
+        if self.votes is not None and (len(self.votes) != count or min(self.votes) < 0):
+            return f"votes {self.votes}, expected a count of at least 0 for each image"
+        return self._wrong_label(count)
+
+    def _wrong_label(self, count: int) -> str | None:
         if self.kind in ("ranking", "advantages"):
-            _require(self.scores is not None and len(self.scores) == len(self.images), f"{name}: one score per image")
-            _require(bool(np.isfinite(self.scores).all()), f"{name}: scores {self.scores} are not all finite numbers")
-        elif self.status in ("decided", "tie"):
-            _require(self.p is not None, f"{name}: p is missing")
-        _require(self.p is None or self.status != "unlabelled", f"{name}: p = {self.p}, but it is unlabelled")
-        even = self.kind != "pair" or self.status != "tie" or self.p == 0.5
-        _require(even, f"{name}: p = {self.p}, but it is a tie, expected 0.5")
-        counted = self.votes is None or (len(self.votes) == len(self.images) and min(self.votes) >= 0)
-        _require(counted, f"{name}: votes {self.votes}, expected a count of at least 0 for each image")
+            if self.scores is None or len(self.scores) != count:
+                return "one score per image"
+            if not np.isfinite(self.scores).all():
+                return f"scores {self.scores} are not all finite numbers"
+        elif self.status in ("decided", "tie") and self.p is None:
+            return "p is missing"
+        if self.p is not None and self.status == "unlabelled":
+            return f"p = {self.p}, but it is unlabelled"
+        if self.kind == "pair" and self.status == "tie" and self.p != 0.5:
+            return f"p = {self.p}, but it is a tie, expected 0.5"
+        return None
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,14 @@ class Caption(Record):
 def optional(kind: type[Record]) -> frozenset[str]:
     """The fields that may be empty."""
     return frozenset(name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint))
+
+
+@functools.cache
+def _fields(kind: type[Record]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """(all fields, those that must be there, those that may be empty)."""
+    found = dataclasses.fields(kind)
+    needed = (f.name for f in found if f.default is dataclasses.MISSING)
+    return frozenset(f.name for f in found), frozenset(needed), optional(kind)
 
 
 def pair(prompt: str, first: str, second: str, p: float, *, source: str, **known: Any) -> Judgement:

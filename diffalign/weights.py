@@ -89,7 +89,7 @@ def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, 
     Without `fetch` only the local hub cache is looked at. Raises InputError where it cannot be had, and how it can.
     """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     owned, _, revision = name.partition("@")
     try:
@@ -108,7 +108,7 @@ def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, 
             raise InputError(f"{name}: is not in the local hub cache; {remedy}") from None
         remedy = "download it where there is a network, or give a local folder"
         raise InputError(f"{name}: is not in the local cache, and the hub is not reached; {remedy}") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise InputError(f"{name}: no such folder, and the hub does not give it ({type(error).__name__})") from None
     return Path(found)
 
@@ -119,13 +119,13 @@ def push(folder: Path, name: str, kind: Literal["model", "dataset"] = "model", *
     Raises InputError where the hub refuses; the folder stays.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError
 
     try:
         hub = huggingface_hub.HfApi()
         hub.create_repo(name, exist_ok=True, repo_type=kind, private=private)
         hub.upload_folder(repo_id=name, folder_path=folder, repo_type=kind)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         remedy = "log in with `hf auth login`, or upload it by `hf upload`"
         why = type(error).__name__
         raise InputError(f"{folder}: is written, but {name} does not take it ({why}); {remedy}") from None

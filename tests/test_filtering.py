@@ -153,6 +153,9 @@ def test_pairs_that_follow_and_circles() -> None:
     circle = [pair("a", "b", 1.0), pair("b", "c", 1.0), pair("c", "a", 1.0), pair("x", "y", 1.0)]
     found, circular = conversions.transitive(circle, PROMPT)
     assert (circular, [r.images for r in found]) == (3, [("x", "y")])
+    between = [*circle[:3], pair("x", "y", 1.0), pair("x", "y", 0.0), pair("a", "x", 1.0)]
+    found, circular = conversions.transitive(between, PROMPT)
+    assert (circular, [r.images for r in found]) == (5, [("a", "x")])
 
 
 def test_agreement_and_repetition() -> None:

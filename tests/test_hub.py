@@ -8,7 +8,7 @@ import datasets
 import fixtures_sets as sets
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from diffalign import dataset, folders
 from diffalign.filtering import filter
@@ -52,6 +52,8 @@ class Hub:
         found = {n: p for n, p in Hub.listed.items() if n.startswith(f"{root}/")}
         if "nobody" in root:
             raise Hidden
+        if "offline" in root:
+            raise HTTPError("Name or service not known")
         return {name: {"size": path.stat().st_size} for name, path in found.items()}
 
     def open(self, path: str, mode: str) -> Counted:
@@ -133,10 +135,16 @@ def test_what_the_hub_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         import_(Path("me/empty"), out=tmp_path / "out")
     with pytest.raises(InputError, match="me/nobody: no such file or folder, and the hub knows no such set"):
         import_(Path("me/nobody"), out=tmp_path / "out")
+    with pytest.raises(
+        InputError, match=r"me/offline: no such file or folder, and the hub does not give it \(HTTPError"
+    ):
+        import_(Path("me/offline"), out=tmp_path / "out")
     with pytest.raises(InputError, match="nothing/at/all: no such file or folder; a set on the hub is named"):
         import_(Path("nothing/at/all"), out=tmp_path / "out")
     made = sets.pickapic(tmp_path / "set")
     Hub.listed = {"datasets/me/set/train.parquet": made.source}
+    with pytest.raises(InputError, match="set/gone: no such file or folder; a set on the hub is named"):
+        import_(Path("set/gone"), out=tmp_path / "out")
     Counted.broken = True
     with pytest.raises(InputError, match=r"is not a whole Parquet file \(the hub broke off \(Unreach"):
         import_(Path("me/set"), out=tmp_path / "out")

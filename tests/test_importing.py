@@ -214,6 +214,13 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "image_0": "a.png", "image_1": "b.png", "p_first": 0.5}] * 3
     with pytest.raises(InputError, match="no row of 3 can be used: 3 tie"):
         import_(write(tmp_path / "a.jsonl", rows), out=tmp_path / "out")
+    same = [{"prompt": "x", "chosen": "a.png", "rejected": "a.png"}]
+    (tmp_path / "a.png").write_bytes(sets.A)
+    with pytest.raises(InputError, match=r"no row of 1 can be used: 1 same image on both sides \(first: .*, line 1"):
+        import_(write(tmp_path / "b.jsonl", same), out=tmp_path / "out")
+    (tmp_path / "c.csv").write_text("prompt,chosen,rejected\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"c.csv: no row of 0 can be used: there is none"):
+        import_(tmp_path / "c.csv", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

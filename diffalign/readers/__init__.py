@@ -69,8 +69,9 @@ def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[
 
 def _remote(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[Reader, list[File], list[Path]]:
     there = hub.named(source)
-    if there is None:
-        raise InputError(f"{source}: no such file or folder; a set on the hub is named owner/name")
+    # a folder that is here is meant by its name, so nobody is asked about what may be private
+    if there is None or source.parent.is_dir():
+        raise InputError(f"{source}: no such file or folder; a set on the hub is named owner/name (or hf://datasets/…)")
     files = hub.files(*there)
     known, refusals = _known(files, reader, mapping)
     if not known:
@@ -124,12 +125,18 @@ def recognise(file: File, wanted: str | None) -> Reader:
     fitting = [r for r in READERS if not r.missing(file.columns)]
     if fitting:
         return max(fitting, key=lambda r: len(r.needs))
-    nearest = max(READERS, key=lambda r: (len(r.needs) - len(r.missing(file.columns))) / len(r.needs))
-    absent = _absent(nearest.missing(file.columns), file.columns)
+    nearest = max(READERS, key=lambda r: _nearness(r, file.columns))
+    known = {name for need in (*nearest.needs, *nearest.labels) for name in need.split("|")}
+    absent = _absent(nearest.missing(file.columns), [c for c in file.columns if c not in known])
     raise InputError(
         f"{file.path}: columns {', '.join(file.columns) or '(none)'} are of no known set; nearest is {nearest.name}: "
         f"{absent}; --columns NEW=OLD says which column is which"
     )
+
+
+def _nearness(reader: Reader, there: Sequence[str]) -> tuple[float, bool]:
+    """The share of the needed columns that are there; of equal ones the table that most others can be read as."""
+    return 1 - len(reader.missing(there)) / len(reader.needs), reader.name == "chosen_rejected"
 
 
 def _absent(missing: Sequence[str], there: Sequence[str]) -> str:

@@ -140,8 +140,9 @@ def table(path: Path) -> File | None:
             return None
         return in_memory(path, found, "row")
     read = _csv if path.suffix == ".csv" else _lines
-    columns = list(dict.fromkeys(name for _, values in read(path) for name in values))
-    return File(path, tuple(columns), partial(_read_rows, path, read), partial(_read_cells, path, read))
+    named = _header(path) if path.suffix == ".csv" else (name for _, values in read(path) for name in values)
+    columns = tuple(dict.fromkeys(named))
+    return File(path, columns, partial(_read_rows, path, read), partial(_read_cells, path, read))
 
 
 def in_memory(path: Path, found: Sequence[Cells], word: str) -> File:
@@ -181,13 +182,22 @@ def _text(path: Path) -> io.StringIO:
         raise InputError(f"{path}, line {line}: is not UTF-8 (byte {error.start})") from None
 
 
+def _header(path: Path) -> list[str]:
+    """The columns of a CSV, which may have no row."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            names = csv.DictReader(file, strict=True).fieldnames or []
+        except csv.Error as error:
+            raise InputError(f"{path}, line 1: is not CSV ({error})") from None
+    doubled = [n for n in names if names.count(n) > 1]
+    if doubled:
+        raise InputError(f"{path}, line 1: column {doubled[0]!r} stands twice")
+    return list(names)
+
+
 def _csv(path: Path) -> Iterator[tuple[int, Cells]]:
     reader = csv.DictReader(_text(path), strict=True)
     try:
-        names = reader.fieldnames or []
-        doubled = [n for n in names if names.count(n) > 1]
-        if doubled:
-            raise InputError(f"{path}, line 1: column {doubled[0]!r} stands twice")
         for row in reader:
             if None in row:
                 raise InputError(f"{path}, line {reader.line_num}: more cells than columns; quote texts with commas")

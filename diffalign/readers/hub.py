@@ -30,7 +30,7 @@ def named(source: Path) -> tuple[str, str | None, str] | None:
 def files(repo: str, revision: str | None, inside: str) -> list[File]:
     """The Parquet files of a set, by name. Raises InputError where the hub does not give it, saying what to do."""
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
     remedy = f"hf download {repo} --repo-type dataset --local-dir DIR, then import DIR"
     try:
@@ -42,7 +42,7 @@ def files(repo: str, revision: str | None, inside: str) -> list[File]:
         raise InputError(f"{repo}: is gated on the hub; accept its terms on its page, then `hf auth login`") from None
     except RepositoryNotFoundError:
         raise InputError(f"{repo}: no such file or folder, and the hub knows no such set, or hides it") from None
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         why = type(error).__name__
         raise InputError(f"{repo}: no such file or folder, and the hub does not give it ({why}); {remedy}") from None
     if not found:

@@ -18,7 +18,7 @@ from diffalign.records import InputError
 PIXELS = 1 << 26
 # The formats that data sets use; others that Pillow knows start programs or are no pictures of ours.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError, IndexError, PIL.Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError, IndexError)
 _HUB = "/resolve/"
 
 
@@ -105,5 +105,7 @@ def measure(found: bytes) -> Picture | str:
                 return Picture(name, width, height, picture.mode, look)
     except PIL.UnidentifiedImageError:
         return "is no picture"
+    except PIL.Image.DecompressionBombError:
+        return f"more than {PIXELS} pixels, which are not decoded"
     except _UNREADABLE as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]

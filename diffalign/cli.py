@@ -30,7 +30,7 @@ VERBS = {
     "convert": ("diffalign.export", "a run or adapter -> files that diffusers, ComfyUI and A1111 load"),
 }
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps = {self.steps}: expected at least 1")
+        if not math.isfinite(self.guidance):
+            raise InputError(f"guidance = {self.guidance}: expected a number")
         if not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise InputError(f"guidance_interval = {self.interval}: expected 0 <= from < to <= 1")
 

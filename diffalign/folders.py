@@ -19,9 +19,9 @@ from diffalign.manifest import Manifest, is_temporary, load, versions, write_ato
 from diffalign.records import TABLES, InputError, Record, optional, schema
 
 __all__ = [
-    "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "leading", "lineage", "load",
-    "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify", "versions", "write_atomically",
-    "write_part",
+    "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "keep_parts", "leading", "lineage",
+    "load", "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify", "versions",
+    "write_atomically", "write_part",
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
@@ -117,6 +117,13 @@ def write_part(folder: Path, table: str, index: int, records: Sequence[Record]) 
     # pictures are large: what is read at once is a row group
     pq.write_table(columns, sink, compression="zstd", row_group_size=16 if table == "images" else 256)
     write_atomically(part(folder, table, index), sink.getvalue().to_pybytes())
+
+
+def keep_parts(folder: Path, table: str, count: int) -> None:
+    """Remove the parts of a table from number `count` on."""
+    for path in _parts(folder, table):
+        if int(path.stem.removeprefix("part-")) >= count:
+            path.unlink()
 
 
 def is_whole(folder: Path, table: str, index: int, expected: Mapping[str, Sequence[Any]]) -> bool:

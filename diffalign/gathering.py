@@ -29,7 +29,10 @@ def of_images(
         return rows, ("nobody", len(best(data)))
     drawn = _by_prompt(data)
     if rule == "real_vs_generated":
-        return _against(best(flags["real"]), drawn, rule, counts), ("nobody", len(drawn))
+        real = best(flags["real"])
+        if same := {image for of in real.values() for image in of} & {image for of in drawn.values() for image in of}:
+            raise InputError(f"{flags['real']}: image {min(same)} is also among the generated ones of {data}")
+        return _against(real, drawn, rule, counts), ("nobody", len(drawn))
     return _swapped(data, drawn, rule, flags, counts)
 
 

@@ -3,20 +3,18 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 
-from diffalign import decoding, folders, inputs, processes, scorers
+from diffalign import decoding, folders, inputs, processes, scorers, verdicts
 from diffalign.inputs import Item, Source
 from diffalign.progress import track
-from diffalign.records import InputError, Score
+from diffalign.records import InputError
 from diffalign.scorers import Scorer
-
-# What a picture that cannot be decoded, or that a scorer cannot judge, raises. Any other error is a bug, shown as such.
-_UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError)
 
 
 def score(
@@ -45,41 +43,49 @@ def score(
     """
     if batch < 1:
         raise InputError(f"batch = {batch}: expected at least 1")
-    judges = _judges(scorer, precision)
+    return judged(images, opened(scorer, precision), out, batch)
+
+
+def judged(images: Path, judges: Sequence[Scorer], out: Path, batch: int) -> str:
+    """What `score` does, by scorers that are there; its summary line."""
     source = inputs.find(images, out)
-    named = {j.name: [j.revision, j.preprocessing] for j in judges}
-    made = {"arguments": source.arguments | {"scorers": named, "batch": batch}, "parents": source.parents}
+    made = manifest(source.arguments, source.parents, judges, batch)
     with processes.together() as wait:
         counts = _stored(source, out, made, judges)
         wait()
         items = source.items(out)
         _require_prompts(images, items, judges)
         cuts = _cuts(items, batch)
-        todo = [n for n in _mine(len(cuts)) if not folders.is_whole(out, "scores", n, _keys(cuts[n], judges))]
+        todo = [n for n in _mine(len(cuts)) if not folders.is_whole(out, "scores", n, verdicts.keys(cuts[n], judges))]
         for judge in judges if todo else ():
             _ = judge.function  # a scorer that cannot be loaded ends the command before anything is written
         if processes.place()[0] == 0:
-            folders.begin(out, _manifest(made, len(cuts), counts))
+            folders.begin(out, replace(made, batches=len(cuts), counts=counts))
             if not source.tables:
                 inputs.store(source, out)
+            folders.keep_parts(out, "scores", len(cuts))
         wait()
         _judge(out, cuts, todo, judges)
         wait()
         rank, world = processes.place()
         if rank:
             return f"process {rank + 1} of {world}: {len(todo)} batches done"
-        costs = [f"{j.name}: {j.account(j.function)}; " for j in judges if todo and j.account is not None]
+        asked = [j for j in judges if "function" in vars(j) and j.account is not None]
+        costs = [f"{j.name}: {j.account(j.function)}; " for j in asked]
         return "".join(costs) + _finish(out, cuts, judges, counts)
 
 
-def _manifest(made: dict[str, Any], batches: int, counts: dict[str, Any]) -> folders.Manifest:
-    return folders.Manifest("score", made["arguments"], batches, made["parents"], extends=("images",), counts=counts)
+def manifest(
+    arguments: dict[str, Any], parents: tuple[dict[str, str], ...], judges: Sequence[Scorer], batch: int
+) -> folders.Manifest:
+    """What `diffalign.json` says of scores by these judges, but for how many batches there are."""
+    named = {j.name: [j.revision, j.preprocessing] for j in judges}
+    return folders.Manifest("score", arguments | {"scorers": named, "batch": batch}, 1, parents, extends=("images",))
 
 
-def _stored(source: Source, out: Path, made: dict[str, Any], judges: Sequence[Scorer]) -> dict[str, Any]:
+def _stored(source: Source, out: Path, made: folders.Manifest, judges: Sequence[Scorer]) -> dict[str, Any]:
     """Store the pictures of tables in `out`, once, by the first process; what was counted then."""
-    manifest = _manifest(made, 1, {})
-    folders.check(out, manifest)
+    folders.check(out, made)
     if not source.tables:
         return {}
     known = folders.load(out).counts if (out / "diffalign.json").exists() else {}
@@ -87,9 +93,9 @@ def _stored(source: Source, out: Path, made: dict[str, Any], judges: Sequence[Sc
         return known
     for judge in judges:
         _ = judge.function
-    folders.begin(out, manifest)
+    folders.begin(out, made)
     counts = inputs.store(source, out)
-    folders.begin(out, _manifest(made, 1, counts))
+    folders.begin(out, replace(made, counts=counts))
     return counts
 
 
@@ -123,12 +129,10 @@ def _require_prompts(images: Path, items: Sequence[Item], judges: Sequence[Score
 
 def _judge(out: Path, cuts: Sequence[Sequence[Item]], todo: Sequence[int], judges: Sequence[Scorer]) -> None:
     """Write the scores of the batches `todo`; while one is judged, the pictures of the next are decoded."""
-    kept = {n: folders.leading(out, "scores", n, _keys(cuts[n], judges)) for n in todo}
-    done = {n: {row.image_id for row in rows} for n, rows in kept.items()}
-    left = {n: [item for item in cuts[n] if item.image not in done[n]] for n in todo}
-    pictures = _decoded(out, [left[n] for n in todo])
+    known = {n: verdicts.begun(out, n, cuts[n], judges) for n in todo}
+    pictures = _decoded(out, [left for _, left in known.values()])
     for n, found in zip(track(todo, "score", len(todo)), pictures, strict=True):
-        folders.write_part(out, "scores", n, [*kept[n], *_rows(left[n], found, judges)])
+        verdicts.write(out, n, *known[n], found, judges)
 
 
 def _decoded(out: Path, batches: Sequence[Sequence[Item]]) -> Iterator[list[PIL.Image.Image | str]]:
@@ -154,7 +158,7 @@ def _decoded(out: Path, batches: Sequence[Sequence[Item]]) -> Iterator[list[PIL.
             yield ready(*before)
 
 
-def _judges(names: Sequence[str], precision: str) -> list[Scorer]:
+def opened(names: Sequence[str], precision: str) -> list[Scorer]:
     """The scorers named; raises InputError where there is none, or where two have one name."""
     judges = [scorers.load(name) for name in names]
     judges = [judge.lowered() for judge in judges] if precision == "bfloat16" else judges
@@ -166,16 +170,6 @@ def _judges(names: Sequence[str], precision: str) -> list[Scorer]:
     return judges
 
 
-def _keys(cut: Sequence[Item], judges: Sequence[Scorer]) -> dict[str, list[str]]:
-    """What the rows of a part are of: every image by every scorer."""
-    pairs = [(item, judge.name) for item in cut for judge in judges]
-    return {
-        "image_id": [item.image for item, _ in pairs],
-        "prompt_id": [item.prompt for item, _ in pairs],
-        "scorer": [name for _, name in pairs],
-    }
-
-
 def _decode(data: bytes) -> PIL.Image.Image | str:
     """The picture, RGB, or why there is none."""
     try:
@@ -183,47 +177,7 @@ def _decode(data: bytes) -> PIL.Image.Image | str:
     except PIL.UnidentifiedImageError:
         return "is no picture"
     except decoding.ERRORS as error:
-        return _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-
-
-def _rows(
-    items: Sequence[Item], pictures: Sequence[PIL.Image.Image | str], judges: Sequence[Scorer]
-) -> Iterator[Score]:
-    """The scores of the items by all judges, image by image; a picture that is a text is why there is none."""
-    readable = [k for k, picture in enumerate(pictures) if not isinstance(picture, str)]
-    found: list[dict[int, tuple[float | None, str | None]]] = []
-    for judge in judges:
-        values = _values(judge, [pictures[k] for k in readable], [items[k].text for k in readable])
-        found.append(dict(zip(readable, values, strict=True)))
-    for k, item in enumerate(items):
-        for judge, values in zip(judges, found, strict=True):
-            value, reason = values.get(k, (None, str(pictures[k])))
-            reason = None if reason is None else f"image {item.image}: {reason}"
-            yield Score(item.image, item.prompt, judge.name, judge.revision, judge.preprocessing, value, reason)
-
-
-def _values(
-    judge: Scorer, pictures: Sequence[PIL.Image.Image], texts: Sequence[str]
-) -> list[tuple[float | None, str | None]]:
-    """(value, None) or (None, reason) of each picture; where a batch fails, its pictures are judged one by one."""
-    if not pictures:
-        return []
-    try:
-        given = judge.function(pictures, texts)
-    except scorers.Unavailable:
-        raise
-    except _UNREADABLE as error:
-        if len(pictures) == 1:
-            return [(None, _reason(error))]
-        return [v for p, t in zip(pictures, texts, strict=True) for v in _values(judge, [p], [t])]
-    values = judge.checked(given, len(pictures)).tolist()
-    why = given.reasons if isinstance(given, scorers.Answers) else (None,) * len(values)
-    found = zip(values, why, strict=True)
-    return [(v, None) if np.isfinite(v) else (None, reason or f"the score is {v}") for v, reason in found]
+        return verdicts.said(error)
 
 
 def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer], counts: dict[str, Any]) -> str:

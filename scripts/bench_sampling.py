@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffalign import backbones, cache, folders, plan, sampling, worklist
+from diffalign import backbones, cache, folders, plan, worklist
 from diffalign.drawing import Artist, Sampler, to_png
+from diffalign.job import Job
 from diffalign.prompts import read_prompts
 from diffalign.records import Prompt, prompt_id
 from diffalign.shapes import captions
@@ -86,7 +87,7 @@ def start(count: int) -> None:
             before = time.process_time()
             listed = read_prompts(Path(place) / "prompts.txt")
             asked = plan.Plan("shapes/sdxl", steps=STEPS, guidance=GUIDANCE)
-            job = sampling.Job(Path(place) / "out", asked, plan.identity(asked), listed, 0, 4, BATCH, 16, False, "")
+            job = Job(Path(place) / "out", asked, plan.identity(asked), listed, 0, 4, BATCH, 16, False, "")
             cuts = worklist.cuts(listed.prompts, listed.sizes, (0, 0), 4, BATCH)
             folders.check(job.out, job.manifest(len(cuts), None))
             first = next(n for n, cut in enumerate(cuts) if not job.is_whole(n, cut))

@@ -8,9 +8,10 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -73,6 +74,22 @@ class Command:
         self._process.join(120)
         assert self._process.exitcode is not None, "does not end"
         return Ended(self._process.exitcode, *(p.read_text() if p.exists() else "" for p in self._said))
+
+
+def launched(words: Sequence[object], cwd: Path, world: int = 2) -> list[Command]:
+    """Processes of one command, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    for rank in range(world):
+        (cwd / str(rank)).mkdir()
+    return [
+        Command(
+            *words, cwd=cwd, said=cwd / str(rank), environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(world)
+    ]
 
 
 def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:

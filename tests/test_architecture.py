@@ -14,12 +14,12 @@ PACKAGE = ROOT / "diffalign"
 FLOORS = {
     "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0, "decoding": 0,
     "manifest": 0, "conversions": 0, "intervals": 0, "card": 0, "rules": 0, "sets": 0, "outsiders": 0,
-    "prompts": 0, "worklist": 0, "keeping": 1, "drawing": 3, "plan": 3, "redrawing": 3,
+    "prompts": 0, "worklist": 0, "keeping": 1, "drawing": 3, "plan": 3, "redrawing": 3, "jury": 3, "job": 3,
     "alarms": 0, "counting": 1, "wrapping": 1,
     "adapters": 1, "attention": 1, "activations": 1, "quantization": 1, "compiling": 1, "optimizers": 1,
     "objectives": 1, "diffusion": 1, "times": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,
     "run": 2, "recipes": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2,
-    "dataset": 2,
+    "dataset": 2, "verdicts": 2,
     "processes": 0, "inputs": 2,
     "comparing": 2, "readers": 2, "importing": 2, "pushing": 2, "judging": 2, "measuring": 2, "journal": 2,
     "deciding": 3,
@@ -34,7 +34,8 @@ FLOORS = {
 # what a report is made of lies in files of its own, and they may import each other
 SAME_FLOOR = {
     ("sampling", "plan"), ("sampling", "drawing"), ("sampling", "redrawing"), ("plan", "drawing"),
-    ("redrawing", "plan"), ("redrawing", "drawing"),
+    ("redrawing", "plan"), ("redrawing", "drawing"), ("sampling", "jury"),
+    ("sampling", "job"), ("job", "plan"), ("job", "drawing"), ("verdicts", "inputs"), ("scoring", "verdicts"),
     ("dataset", "cache"), ("times", "diffusion"), ("inversion", "diffusion"), ("journal", "run"), ("recipes", "run"),
     ("passes", "policy"), ("passes", "states"), ("passes", "bank"), ("trainer", "step"), ("training", "trainer"),
     ("report", "curves"), ("report", "findings"), ("report", "pictures"),

@@ -66,6 +66,8 @@ def test_real_images_win_against_drawn_ones(tmp_path: Path, world: tuple[Path, d
     data = Dataset(tmp_path / "made")
     assert len(data.groups) == 12
     assert dict(folders.image_bytes(tmp_path / "made", data.image_ids())).keys() == set(data.image_ids())
+    with pytest.raises(InputError, match=r"images: image \w+ is also among the generated ones of .*images"):
+        pairing.pair(images, out=tmp_path / "no", rule="real_vs_generated", real=images)
 
 
 def test_of_a_judged_folder_the_winners_are_real(tmp_path: Path) -> None:

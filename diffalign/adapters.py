@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,13 @@ class Factors:
 Adapter = dict[str, Factors]
 
 
-def of(denoiser: nn.Module) -> Adapter:
-    """The one adapter that a denoiser carries, by module; raises InputError on several, or on more than two factors."""
-    state = {name: value for name, value in denoiser.named_parameters() if ".lora_" in name}
+def of(denoiser: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Adapter:
+    """The one adapter that a denoiser carries, by module; raises InputError on several, or on more than two factors.
+
+    `tensors` in the place of its parameters, by their names.
+    """
+    held = tensors or dict(denoiser.named_parameters())
+    state = {name: value for name, value in held.items() if ".lora_" in name}
     found: Adapter = {}
     for name, down in state.items():
         if ".lora_A." not in name:

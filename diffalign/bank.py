@@ -25,7 +25,7 @@ FORMAT = 1
 FREE = (
     "objective", "policy", "old", "labels", "curriculum", "out", "push", "cache", "bank", "draws", "steps", "batch",
     "micro_batch", "chunk", "parity", "optimizer", "schedule", "ema", "compile", "gradient_checkpointing", "log_every",
-    "save_every", "keep",
+    "save_every", "keep", "evaluate", "log_with",
 )  # fmt: skip
 # these enter by what they hold, not by where it lies
 CONTENT = ("model", "config", "init_lora", "reference", "data", "states")
@@ -142,9 +142,9 @@ def key(run: Run, data: Dataset, process: Process, shape: tuple[int, ...], devic
         "images": images,
         "process": repr(process),
         "device": device.type,
-        "probe": probe(run, shape),
         **{n: v for n, v in states.items() if n not in ("weighting", "weighs")},
         **{n: to_data(getattr(run, n)) for n in fields},
+        "probe": probe(run, shape),
     }
 
 

@@ -100,11 +100,11 @@ CHARTS = (
         noisy=False,
     ),
 )
-FIELDS = ("step", *(name for chart in CHARTS for name, _ in chart.lines))
+FIELDS = ("step", "saturation", "contrast", *(name for chart in CHARTS for name, _ in chart.lines))
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The lines of a metrics file, and a note where its last line was cut short by an interruption (it is left out).
+    """The lines of metrics or of evaluations, and a note where the last one was cut short (it is then left out).
 
     Raises InputError naming file and row for any other line that is not a JSON object, and the field where a known
     metric is not a number.

@@ -9,7 +9,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from diffalign import wrapping
 from diffalign.records import InputError
+
+# tensors whose gradients are widened together
+TOGETHER = 128
 
 
 class Optimizer(ABC):  # noqa: B024
@@ -143,21 +147,30 @@ class Scale:
 
 @torch.no_grad()
 def collect(weights: Mapping[str, nn.Parameter], wide: Mapping[str, nn.Parameter]) -> None:
-    """Add the gradients of the weights to those of their masters, in float32, and drop them."""
-    for name, master in wide.items():
-        weight = weights[name]
-        if weight is master or weight.grad is None:
-            continue
-        gradient, weight.grad = weight.grad.float(), None
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+    """Add the gradients of the weights to those of their masters, in float32, and drop them.
+
+    Many tensors a kernel, and some after the others, so that narrow and wide gradients lie side by side of a few alone.
+    """
+    told = [n for n, master in wide.items() if weights[n] is not master and weights[n].grad is not None]
+    for names in (told[i : i + TOGETHER] for i in range(0, len(told), TOGETHER)):
+        fresh = [n for n in names if wide[n].grad is None]
+        known = [n for n in names if wide[n].grad is not None]
+        for name in fresh:
+            wide[name].grad = torch.empty_like(wide[name])
+        for some, put in ((fresh, torch._foreach_copy_), (known, torch._foreach_add_)):
+            if some:
+                put(*([wrapping.local(held[n].grad) for n in some] for held in (wide, weights)))
+        for name in names:
+            weights[name].grad = None
 
 
 @torch.no_grad()
 def publish(weights: Mapping[str, nn.Parameter], wide: Mapping[str, nn.Parameter]) -> None:
     """Round the masters to the weights that compute."""
-    for name, master in wide.items():
-        if weights[name] is not master:
-            weights[name].copy_(master)
+    names = [n for n, master in wide.items() if weights[n] is not master]
+    if names:
+        kept, given = ([wrapping.local(held[n].data) for n in names] for held in (weights, wide))
+        torch._foreach_copy_(kept, given)
 
 
 def state(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], Numbers]:

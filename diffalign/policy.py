@@ -73,6 +73,7 @@ class Policy:
         kinds = (("reference", reference), ("old", old), ("average", average))
         self._kinds = {n: k for n, k in kinds if k is not None}
         self._pasts = {name: self._begin(kind) for name, kind in self._kinds.items()}
+        self._sharded = False
 
     def _fused(self, place: Path) -> adapters.Adapter:
         """Put an adapter into the weights of the base, where policy and past selves all have it; what it was."""
@@ -125,6 +126,7 @@ class Policy:
 
     def sharded(self) -> None:
         """Take the denoiser's parameters anew, once it is sharded; of past selves each process keeps its part."""
+        self._sharded = True
         before, now = self.parameters, {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self.masters = {
             n: now[n] if m is before[n] else nn.Parameter(wrapping.like(m.data, now[n].data))
@@ -239,41 +241,47 @@ class Policy:
         _fits(found, {n: t.shape for n, t in read.items()}, str(file))
         return {n: t.copy_(found[n]) for n, t in read.items()}
 
-    def export(self, folder: Path, card: str = "", gathered: dict[str, Tensor] | None = None) -> None:
+    def final(self) -> dict[str, Tensor]:
+        """What is exported, by name: the average where one is kept, else the masters.
+
+        Of a sharded policy whole tensors on the host, for which all processes ask.
+        """
+        found = self._pasts.get("average") or self.state()
+        return {n: wrapping.whole(t, self.parameters[n].data) for n, t in found.items()}
+
+    def export(self, folder: Path, card: str = "", final: dict[str, Tensor] | None = None) -> None:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`.
 
-        It is the average where one is kept. `card` goes beside it as README.md;
-        `gathered` are the whole tensors of a sharded denoiser.
+        `final`: what `final()` gave. `card` goes beside it as README.md.
         """
-        final = self._pasts.get("average") or self.state()
-        whole = contextlib.nullcontext() if wrapping.asked() else wrapping.lent(self.parameters, final, self.denoiser)
-        with whole, checkpoint.written(folder) as temporary:
-            if isinstance(self.adaptation, LoRA):
-                self.write_adapter(temporary)
-            else:
-                self._save_whole(temporary / self.backbone.part, gathered)
+        final = final or self.final()
+        with checkpoint.written(folder) as temporary:
+            self.write_adapter(temporary, final)
+            if isinstance(self.adaptation, Full):
+                self._save_whole(temporary / self.backbone.part, final)
                 for file in temporary.rglob("*.safetensors"):
                     weights.settle_header(file)
             if card:
                 (temporary / "README.md").write_text(card, encoding="utf-8")
 
-    def write_adapter(self, folder: Path) -> None:
+    def write_adapter(self, folder: Path, final: dict[str, Tensor]) -> None:
         """Write `pytorch_lora_weights.safetensors` into `folder`; nothing in full training."""
         if isinstance(self.adaptation, LoRA):
-            own = adapters.of(self.denoiser)
+            own = adapters.of(self.denoiser, final)
             whole = adapters.joined(self._first, own) if self._first else own
             self.backbone.save_lora(folder, *adapters.peft(whole))
             weights.settle_header(weights.adapter_file(folder))
 
-    def _save_whole(self, folder: Path, gathered: dict[str, Tensor] | None) -> None:
-        """The denoiser with its masters; of a sharded one a network like it, with what was gathered."""
-        if gathered is None:
-            self.denoiser.save_pretrained(folder)
+    def _save_whole(self, folder: Path, final: dict[str, Tensor]) -> None:
+        """The denoiser with these tensors; of a sharded one a network like it."""
+        if not self._sharded:
+            with wrapping.lent(self.parameters, final, self.denoiser):
+                self.denoiser.save_pretrained(folder)
             return
         kind = next(c for c in type(self.denoiser).__mro__ if c.__module__.startswith("diffusers."))
         with torch.device("meta"):
             plain = kind.from_config(self.denoiser.config)
-        plain.load_state_dict(gathered, assign=True)
+        plain.load_state_dict(final, assign=True)
         plain.save_pretrained(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from diffalign import curves, findings, folders, pictures
+from diffalign import alarms, curves, findings, folders, pictures
 from diffalign.findings import Evaluation, Verdict
 from diffalign.records import InputError
 
@@ -31,8 +31,9 @@ def report(run: Path, /, *, out: Path) -> str:
     if out.suffix not in (".html", ".htm"):
         raise InputError(f"{out}: expected a name that ends in .html")
     settings = findings.settings(run)
-    metrics = run / "metrics.jsonl"
+    metrics, evaluations = run / "metrics.jsonl", run / "evaluations.jsonl"
     rows, cut = curves.read(metrics) if metrics.is_file() else ([], None)
+    seen = curves.read(evaluations)[0] if evaluations.is_file() else []
     found = findings.evaluation(run, settings["run"])
     page = {
         "run": str(run),
@@ -40,6 +41,7 @@ def report(run: Path, /, *, out: Path) -> str:
         "title": _title(settings["run"]),
         "facts": _facts(settings["run"]),
         "progress": _progress(settings["run"], rows, cut),
+        "alarms": alarms.alarms(rows, seen),
         "commands": _commands(run, settings, found, out),
         "settings": list(flatten(settings["run"])),
         "versions": settings.get("versions", {}),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor
 
 from diffalign import (
@@ -31,7 +31,7 @@ from diffalign.deciding import dtypes, factor, watched
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
-from diffalign.run import EMA, Full, HardCopy, Run, to_data
+from diffalign.run import EMA, Full, HardCopy, LoRA, Run, to_data
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         self.run = run
         outside = run.log_with not in ("tensorboard", "none")
+        shards = wrapping.asked()
         self.accelerator = Accelerator(mixed_precision="no", log_with=run.log_with if outside else None)
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise InputError(
-                "deepspeed_config: is not supported; train/accelerate/zero2.yaml and zero3.yaml shard alike"
-            )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.shards = shards and self.world > 1  # one process has nobody to share with
         device = self.accelerator.device
         with self.accelerator.main_process_first():
             self.data = material.dataset_of(run)
@@ -141,9 +139,7 @@ class Trainer:
 
     def _wrapped(self) -> torch.nn.Module:
         """The denoiser as the launcher wants it: sharded, copied to every process, or alone."""
-        if wrapping.asked():
-            if self.run.ema:
-                raise InputError("ema: is not kept of a sharded policy; use many_gpus.yaml, or ema = 0")
+        if self.shards:
             wrapping.shard(self.policy.denoiser, self.accelerator.device)
             self.policy.sharded()
             return self.policy.denoiser
@@ -300,16 +296,18 @@ class Trainer:
         data = {"step": self.step, "divergence": self.divergence, "best": self.best}
         data |= {"optimizer": numbers, "scale": [self.scale.value, self.scale.steps]}
         data["run"] = to_data(self.run) | {"out": ""}
-        if not wrapping.asked():
-            if self.accelerator.is_main_process:
-                checkpoint.save(folder, tensors, data, self.policy.write_adapter)
+        main, adapts = self.accelerator.is_main_process, isinstance(self.run.policy, LoRA)
+        final = self.policy.final() if adapts else {}
+        if not self.shards:
+            if main:
+                checkpoint.save(folder, tensors, data, lambda place: self.policy.write_adapter(place, final))
             return
         with self.together():
-            if self.accelerator.is_main_process:
-                checkpoint.scratch(folder)
+            if main:
+                self.policy.write_adapter(checkpoint.scratch(folder), final)
         with self.together():
             checkpoint.save_part(folder, tensors, self.rank, self.world)
-        if self.accelerator.is_main_process:
+        if main:
             checkpoint.join_parts(folder, data)
 
     def load(self, folder: Path) -> None:
@@ -327,12 +325,6 @@ class Trainer:
 
     def export(self, folder: Path, card: str) -> None:
         """Write the policy as others load it, with its card; all processes take part, and the first one writes."""
-        main = self.accelerator.is_main_process
-        if wrapping.asked() and isinstance(self.run.policy, Full):
-            gathered = {n: wrapping.gathered(p.data).cpu() for n, p in self.policy.masters.items()}
-            if main:
-                self.policy.export(folder, card, gathered)
-            return
-        with wrapping.whole(self.policy.denoiser):
-            if main:
-                self.policy.export(folder, card)
+        final = self.policy.final()
+        if self.accelerator.is_main_process:
+            self.policy.export(folder, card, final)

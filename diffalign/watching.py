@@ -1,5 +1,6 @@
 """What a run is watched by: its evaluations and previews, and the alarms of what it has logged."""
 
+import contextlib
 import json
 import logging
 from collections import deque
@@ -94,14 +95,15 @@ def _training_judge(run: Run) -> str | None:
 
 @torch.no_grad()
 def draw(trainer: Trainer, artist: Artist, work: Sequence[tuple[str, int]]) -> np.ndarray:
-    """Pictures of (prompt id, index) by the policy, uint8, in all processes, each of which draws its share."""
+    """Pictures of (prompt id, index) by the policy as it is exported, uint8, in all processes, each its share."""
     size, world = trainer.run.evaluate.batch, trainer.world
     rounds = -(-len(work) // (size * world))
     padded = [work[i % len(work)] for i in range(rounds * size * world)] if world > 1 else list(work)
     mine = padded[trainer.rank :: world]
-    trainer.policy.denoiser.eval()
-    with trainer.passes.narrow():
-        parts = [artist.draw(mine[i : i + size], trainer.policy.denoiser) for i in range(0, len(mine), size)]
+    policy, denoiser = trainer.policy, trainer.policy.denoiser
+    denoiser.eval()
+    with trainer.passes.narrow(), policy.past("average", denoiser) if trainer.run.ema else contextlib.nullcontext():
+        parts = [artist.draw(mine[i : i + size], denoiser) for i in range(0, len(mine), size)]
     found = np.concatenate(parts)
     if world > 1:
         every = trainer.accelerator.gather(torch.from_numpy(found).to(trainer.accelerator.device)).cpu().numpy()

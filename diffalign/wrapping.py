@@ -19,7 +19,17 @@ class Lost(InputError):
 
 
 def asked() -> bool:
-    """Whether the launcher asks for sharding (accelerate's `fsdp_config`); raises InputError on the older kind."""
+    """Whether the launcher asks for sharding (accelerate's `fsdp_config`).
+
+    Raises InputError on the older kind and on DeepSpeed, which would take backward pass, clipping and optimizer away.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        same = "zero3.yaml" if stage == "3" else "zero2.yaml"
+        raise InputError(
+            f"deepspeed_config: DeepSpeed is not supported; --config_file train/accelerate/{same} shards the same "
+            "through FSDP2"
+        )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -71,16 +81,13 @@ def like(whole: Tensor, given: Tensor) -> Tensor:
     )
 
 
-@contextlib.contextmanager
-def whole(denoiser: nn.Module) -> Iterator[None]:
-    """Within: the parameters are whole tensors, in every process; all processes enter together."""
-    for module in denoiser.modules():
-        if isinstance(module, FSDPModule):
-            module.unshard()
-    try:
-        yield
-    finally:
-        forget(denoiser)
+def whole(part: Tensor, given: Tensor) -> Tensor:
+    """The whole of which a sharded tensor like `given` holds `part` here, on the host; all processes ask."""
+    if not isinstance(given, DTensor):
+        return part
+    mesh, placements = given.device_mesh, given.placements
+    sharded = DTensor.from_local(part, mesh, placements, run_check=False, shape=given.shape, stride=given.stride())
+    return sharded.full_tensor().cpu()
 
 
 def forget(denoiser: nn.Module) -> None:
@@ -128,14 +135,9 @@ def quiet(denoiser: nn.Module) -> Iterator[None]:
         yield
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor; all processes ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def norm(total: Tensor) -> Tensor:
-    """A gradient's norm as a plain tensor."""
-    return gathered(total)
+    """A gradient's norm as a plain tensor; all processes ask."""
+    return total.full_tensor() if isinstance(total, DTensor) else total
 
 
 @contextlib.contextmanager

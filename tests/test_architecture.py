@@ -45,7 +45,7 @@ SAME_FLOOR = {
     ("demo", "training"), ("demo", "report"), ("scorers", "shapes"), ("scoring", "inputs"), ("inputs", "readers"),
     ("importing", "readers"), ("inspecting", "readers"), ("inspecting", "observations"), ("inspecting", "gallery"),
     ("pairing", "grouping"), ("pairing", "gathering"), ("states", "material"), ("pushing", "readers"),
-    ("observations", "readers"), ("gallery", "observations"), ("gallery", "readers"),
+    ("observations", "readers"), ("gallery", "observations"), ("gallery", "readers"), ("optimizers", "wrapping"),
 }  # fmt: skip
 HEAVY = {
     "tyro": {"parsing"},

@@ -31,10 +31,10 @@ def cases(models: dict[str, Path], data: dict[str, Path], place: Path) -> dict[s
     )  # fmt: skip
     return {
         "pairs": plain,
-        "parts": dataclasses.replace(plain, micro_batch=2),
+        "parts": dataclasses.replace(plain, micro_batch=2, ema=0.75),
         "lists": dataclasses.replace(plain, objective=PlackettLuce(), data=str(data["ranking"]), batch=4),
         "coupled": dataclasses.replace(plain, objective=KTO(), data=str(data["unpaired"])),
-        "full": dataclasses.replace(plain, policy=Full(), reference=EMA(decay=0.5), optimizer=AdamW(lr=1e-4)),
+        "full": dataclasses.replace(plain, policy=Full(), reference=EMA(decay=0.5), optimizer=AdamW(lr=1e-4), ema=0.75),
     }
 
 
@@ -111,10 +111,10 @@ def shards(place: Path, runs: dict[str, Run]) -> None:
             one._advance()
         for mine, other in zip(trainer.policy.state().values(), again.policy.state().values(), strict=True):
             assert torch.equal(mine, other)
-        with wrapping.whole(trainer.policy.denoiser):
-            own = {n: p for n, p in trainer.policy.denoiser.named_parameters() if p.requires_grad}
-            if rank == 0:
-                save_file({n: p.detach().clone() for n, p in own.items()}, place / f"{name}.safetensors")
+        held = {n: wrapping.whole(wrapping.local(p.data), p.data) for n, p in trainer.policy.masters.items()}
+        trainer.export(place / name / "policy", "")
+        if rank == 0:
+            save_file(held, place / f"{name}.safetensors")
     run = dataclasses.replace(runs["pairs"], out=str(place / "run"))
     train(run)
     broken = dataclasses.replace(run, out=str(place / "broken"))
@@ -144,6 +144,8 @@ def alone(
         runs[name] = run
         trainer, seen[name] = steps_of(run)
         weights[name] = {n: t.clone() for n, t in trainer.policy.state().items()}
+        if name in ("parts", "full"):
+            trainer.export(Path(run.out) / f"{name} policy", "")
     return runs, weights, seen
 
 
@@ -183,6 +185,10 @@ def test_sharded_is_the_same_and_saves_in_parts(alone: tuple, tmp_path: Path) ->
         same(load_file(tmp_path / f"{name}.safetensors"), weights[name])
         files = {p.name for p in (tmp_path / name / "checkpoint-1").iterdir()}
         assert {"policy-0-of-2.safetensors", "policy-1-of-2.safetensors", "state.json"} <= files
+        if name != "pairs":  # the average, whole, as one process writes it
+            mine, whole = tmp_path / name / "policy", Path(runs[name].out) / f"{name} policy"
+            (file,) = (f.relative_to(whole) for f in whole.rglob("*.safetensors"))
+            same(load_file(mine / file), load_file(whole / file))
         # one process goes on with what two have saved
         trainer = Trainer(runs[name])
         trainer.load(tmp_path / name / "checkpoint-1")
@@ -225,6 +231,24 @@ def test_presets_are_what_accelerate_reads(path: Path, monkeypatch: pytest.Monke
     text = path.read_text(encoding="utf-8")
     assert f"--config_file train/accelerate/{path.name} " in text
     assert "untested" in text or "not at hand" in text or "not on an accelerator" in text
+
+
+@pytest.mark.parametrize(("stage", "preset"), [("2", "zero2"), ("3", "zero3")])
+def test_deepspeed_is_refused_by_the_preset_that_does_the_same(
+    monkeypatch: pytest.MonkeyPatch, stage: str, preset: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(InputError, match=rf"DeepSpeed is not supported; --config_file train/accelerate/{preset}\.yaml"):
+        wrapping.asked()
+
+
+def test_one_process_shares_with_nobody(alone: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, weights, _ = alone
+    for name, value in SHARDED.items():
+        monkeypatch.setenv(name, value)
+    trainer, _ = steps_of(runs["pairs"])
+    same(trainer.policy.state(), weights["pairs"])
 
 
 def test_there_is_a_preset_for_each_way() -> None:

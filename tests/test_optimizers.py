@@ -133,3 +133,24 @@ def test_a_step_that_overflows_is_computed_again(run: Run) -> None:
     assert step.metrics["gradient_norm"] == pytest.approx(float(wanted), rel=0.05)
     assert optimizers.Scale(8.0, 2000).kept() == optimizers.Scale(16.0)
     assert optimizers.Scale(1.0).kept() == optimizers.Scale(1.0)
+
+
+def test_gradients_are_widened_and_added_up_whatever_is_there_before() -> None:
+    """Fresh ones are copied, others added, in float32; what has none, or is its own master, is left as it is."""
+    generator = torch.Generator().manual_seed(0)
+    narrow = {str(n): torch.nn.Parameter(torch.zeros(n + 1, dtype=torch.bfloat16)) for n in range(300)}
+    wide = {n: torch.nn.Parameter(p.detach().float()) for n, p in narrow.items()}
+    wide["7"] = narrow["7"]
+    expected: dict[str, torch.Tensor] = {}
+    for told in (range(0, 300, 2), range(0, 300, 3)):
+        for n in map(str, told):
+            narrow[n].grad = torch.randn(narrow[n].shape, generator=generator).bfloat16()
+            expected[n] = expected.get(n, torch.zeros(1)) + narrow[n].grad.float()
+        optimizers.collect(narrow, wide)
+        assert all(p.grad is None for p in narrow.values())
+    assert {n for n, p in wide.items() if p.grad is not None} == expected.keys()
+    assert all(wide[n].grad.dtype == torch.float32 and torch.equal(wide[n].grad, e) for n, e in expected.items())
+    with torch.no_grad():
+        wide["0"].fill_(1 / 3)
+    optimizers.publish(narrow, wide)
+    assert narrow["0"].item() == torch.tensor(1 / 3).bfloat16().item()

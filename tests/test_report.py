@@ -256,6 +256,24 @@ def test_an_unfinished_run_is_called_unfinished(run: Path, tmp_path: Path) -> No
     assert "Training stands at step 70 of 300" in written(run, tmp_path / "r.html")
 
 
+def test_alarms_of_metrics_and_of_pictures_are_shown_with_their_remedies(run: Path, tmp_path: Path) -> None:
+    def noted() -> list[str]:
+        report(run, out=tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        return re.findall(r"<strong>Alarm at step (\d+): ([\w ]+)\.</strong>.+\n\s+Usual remedy: \w", page)
+
+    before = noted()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in range(steps[-1] + 1, steps[-1] + 11):
+            file.write(json.dumps({"step": step, "margin": 999.0}) + "\n")
+    (run / "evaluations.jsonl").write_text('{"step": 40, "saturation": 1.9, "contrast": 1.0}\n')
+    assert set(noted()) - set(before) == {(str(steps[-1] + 1), "exploding margins"), ("40", "drift in saturation")}
+    (run / "evaluations.jsonl").write_text('{"step": 40, "saturation": "high"}\n')
+    with pytest.raises(InputError, match=r"evaluations\.jsonl, row 1, field 'saturation': is 'high'"):
+        report(run, out=tmp_path / "page.html")
+
+
 def test_commands_come_from_the_script_where_there_is_one(run: Path, tmp_path: Path) -> None:
     assert f"diffalign report {run}" in written(run, tmp_path / "a.html")
     (run / "commands.sh").write_text("#!/bin/sh\nset -e\ndiffalign pair 'x y' --out z\n")

@@ -19,7 +19,7 @@ from diffalign.inversion import Inversion
 from diffalign.objectives import DPO, DSPO, IPO, KTO, SFT
 from diffalign.policy import Policy
 from diffalign.records import InputError
-from diffalign.run import EMA, AdamW, Adaptation, Frozen, Full, HardCopy, LoRA, Run, States
+from diffalign.run import EMA, AdamW, Adaptation, Evaluate, Frozen, Full, HardCopy, LoRA, Run, States
 from diffalign.times import Skewed
 from diffalign.trainer import Trainer
 from diffalign.training import cache, train
@@ -259,7 +259,8 @@ def test_anything_that_changes_the_reference_is_refused_by_name(
     with pytest.raises(InputError, match="seed: 0 -> 1"):
         Trainer(change(plain, seed=1))
     Trainer(change(plain, seed=1, bank="off"))
-    Trainer(change(plain, objective=DPO(beta=1.0), batch=2, policy=LoRA(rank=1)))
+    free = {"evaluate": Evaluate(preview_every=0), "log_with": "none"}
+    Trainer(change(plain, objective=DPO(beta=1.0), batch=2, policy=LoRA(rank=1), **free))
 
 
 def test_every_field_of_a_run_is_in_the_key_or_free(plain: Run, pairs: Path) -> None:

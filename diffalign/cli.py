@@ -25,6 +25,7 @@ VERBS = {
     "cache": ("diffalign.training", "what training computes once, before it is trained: latents, reference errors"),
     "doctor": ("diffalign.doctor", "a recipe -> its memory, operations, time and disk on a card, before it is run"),
     "train": ("diffalign.training", "preferences -> policy"),
+    "train-scorer": ("diffalign.train_scorer", "preferences -> a scorer of your own, which `score` loads"),
     "compare": ("diffalign.comparing", "scores of two models -> win rates with intervals"),
     "report": ("diffalign.report", "a run -> one HTML page and a picture"),
     "convert": ("diffalign.export", "a run or adapter -> files that diffusers, ComfyUI and A1111 load"),
@@ -67,7 +68,7 @@ def _fail(message: str, status: int) -> None:
 
 def _run(words: Sequence[str]) -> str:
     if not words or words[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {verb:<9} {what}" for verb, (_, what) in VERBS.items())
+        lines = "\n".join(f"  {verb:<12} {what}" for verb, (_, what) in VERBS.items())
         return f"usage: diffalign VERB … (diffalign VERB --help says more)\n\n{lines}"
     if words[0] == "--version":
         return __version__
@@ -79,7 +80,7 @@ def _run(words: Sequence[str]) -> str:
         raise InputError(f"no verb {verb!r}{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(VERBS)})")
     if verb in ("train", "cache", "doctor"):
         return _recipe(verb, rest)
-    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb.replace("-", "_")
     function = vars(importlib.import_module(VERBS[verb][0]))[name]
     return parsing.call(function, rest, f"diffalign {verb}")()
 

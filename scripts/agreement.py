@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from diffalign import folders
-from diffalign.intervals import bootstrap, prompt_means
+from diffalign.calibration import agreement as agreed
+from diffalign.calibration import calibrated, fitted
 from diffalign.records import InputError
 from diffalign.streams import stream
-
-RESAMPLES, BINS = 2000, 10
 
 
 def agreement(scores: Path, pairs: Path) -> dict[str, dict[str, float]]:
@@ -34,7 +33,7 @@ def agreement(scores: Path, pairs: Path) -> dict[str, dict[str, float]]:
     rows = [
         (r["images"], r["p"])
         for r in folders.read(pairs, "judgements", ["kind", "images", "p", "status"]).to_pylist()
-        if r["kind"] == "pair" and r["status"] in ("decided", "tie")
+        if r["kind"] == "pair" and r["p"] is not None
     ]
     found = {}
     for scorer, known in sorted(values.items()):
@@ -48,61 +47,17 @@ def agreement(scores: Path, pairs: Path) -> dict[str, dict[str, float]]:
 
 
 def numbers(gap: np.ndarray, p: np.ndarray, prompt: np.ndarray) -> dict[str, float]:
-    """Agreement of score differences with P(first is better), (pairs,) each; NaN where there is nothing to count."""
-    decided, hit = p != 0.5, np.where(gap == 0, 0.5, (gap > 0) == (p > 0.5))
-    out = {"prompts": len(np.unique(prompt)), "ties": int((~decided).sum())}
-    if decided.any():
-        _, place = np.unique(prompt[decided], return_inverse=True)
-        means = prompt_means(hit[decided], place)
-        low, high = bootstrap(means[None], RESAMPLES, stream("bootstrap", 0, "agreement"))[0]
-        out |= {"accuracy": float(hit[decided].mean()), "accuracy_by_prompt": float(means.mean())}
-        out |= {"accuracy_low": float(low), "accuracy_high": float(high)}
-    a, b = np.sign(gap), np.sign(p - 0.5)
-    norm = np.sqrt((a != 0).sum() * (b != 0).sum())
-    out["kendall_tau_b"] = float((a * b).sum() / norm) if norm else float("nan")
-    return out | calibration(gap, p, prompt)
+    """Agreement of score differences with P(first is better), (pairs,) each, and calibration on half of the prompts.
 
-
-def calibration(gap: np.ndarray, p: np.ndarray, prompt: np.ndarray) -> dict[str, float]:
-    """Slope of P = sigmoid(slope · gap) fitted on half of the prompts; NLL, Brier and ECE on the other half."""
+    The slope of P = sigmoid(slope · gap) is fitted on the other half.
+    """
     names = np.unique(prompt)
     half = stream("agreement", 0).permutation(len(names)) < len(names) // 2
-    fit = np.isin(prompt, names[half])
+    fit, out = np.isin(prompt, names[half]), agreed(gap, p, prompt)
     if fit.all() or not fit.any():
-        return {}
+        return out
     slope = fitted(gap[fit], p[fit])
-    q, y = sigmoid(slope * gap[~fit]), p[~fit]
-    edge = np.minimum((q * BINS).astype(int), BINS - 1)
-    error = sum(abs((q - y)[edge == k].sum()) for k in range(BINS)) / len(y)
-    return {
-        "slope": slope,
-        "nll": nll(slope * gap[~fit], y),
-        "brier": float(((q - y) ** 2).mean()),
-        "ece": float(error),
-    }
-
-
-def fitted(gap: np.ndarray, p: np.ndarray) -> float:
-    """The slope of least NLL, by Newton's method; a small ridge holds it where the pairs are separable."""
-    scale = gap.std() or 1.0
-    x, slope = gap / scale, 0.0
-    for _ in range(100):
-        q = sigmoid(slope * x)
-        step = (((q - p) * x).mean() + 1e-3 * slope) / ((q * (1 - q) * x * x).mean() + 1e-3)
-        slope -= np.clip(step, -1, 1)
-        if abs(step) < 1e-12:
-            break
-    return float(slope / scale)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) without overflow."""
-    return 0.5 * (1 + np.tanh(x / 2))
-
-
-def nll(logit: np.ndarray, p: np.ndarray) -> float:
-    """Mean of -p log q - (1 - p) log(1 - q), q = sigmoid(logit), in nats."""
-    return float((np.logaddexp(0, logit) - p * logit).mean())
+    return out | {"slope": slope} | calibrated(gap[~fit], p[~fit], slope)
 
 
 def main() -> None:

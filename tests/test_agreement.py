@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import worlds
 
+from diffalign import calibration
 from diffalign.records import InputError, Score, pair
 
 
@@ -54,12 +55,12 @@ def test_counts_known_beforehand(script: ModuleType, tmp_path: Path) -> None:
 def test_a_known_temperature_is_found_and_calibrated(script: ModuleType) -> None:
     rng = np.random.default_rng(0)
     gap, prompt = rng.normal(size=20000), np.arange(20000) // 4
-    p = (rng.random(20000) < script.sigmoid(1.7 * gap)).astype(float)
+    p = (rng.random(20000) < calibration.sigmoid(1.7 * gap)).astype(float)
     found = script.numbers(gap, p, prompt)
     assert found["slope"] == pytest.approx(1.7, abs=0.08)
     assert found["ece"] < 0.02
-    wanted = -(p * np.log(script.sigmoid(1.7 * gap)) + (1 - p) * np.log(script.sigmoid(-1.7 * gap))).mean()
-    assert script.nll(1.7 * gap, p) == pytest.approx(wanted)
+    wanted = -(p * np.log(calibration.sigmoid(1.7 * gap)) + (1 - p) * np.log(calibration.sigmoid(-1.7 * gap))).mean()
+    assert calibration.nll(1.7 * gap, p) == pytest.approx(wanted)
     assert script.numbers(gap * 10, p, prompt)["nll"] == pytest.approx(found["nll"], rel=1e-6), "units do not matter"
 
 

@@ -15,6 +15,7 @@ FLOORS = {
     "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0, "decoding": 0,
     "manifest": 0, "conversions": 0, "intervals": 0, "card": 0, "rules": 0, "sets": 0, "outsiders": 0,
     "prompts": 0, "worklist": 0, "keeping": 1, "drawing": 3, "plan": 3, "redrawing": 3, "jury": 3, "job": 3,
+    "calibration": 0, "choices": 1, "fitting": 3,
     "alarms": 0, "counting": 1, "wrapping": 1,
     "adapters": 1, "attention": 1, "activations": 1, "quantization": 1, "compiling": 1, "optimizers": 1,
     "objectives": 1, "diffusion": 1, "times": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,

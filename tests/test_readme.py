@@ -47,7 +47,7 @@ def parsed(words: list[str]) -> object:
     if verb in ("train", "cache"):
         return parsing.parse(Run, rest[1:], f"diffalign {verb}", load_recipe(rest[0]).run)
     module = __import__(VERBS[verb][0], fromlist=["x"])
-    return parsing.call(vars(module).get(verb) or vars(module)[f"{verb}_"], rest, f"diffalign {verb}")
+    return parsing.call(vars(module).get(verb.replace("-", "_")) or vars(module)[f"{verb}_"], rest, f"diffalign {verb}")
 
 
 def test_there_is_something_to_test() -> None:

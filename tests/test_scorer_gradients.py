@@ -12,7 +12,7 @@ from diffalign.records import InputError
 from diffalign.scorers import pixels
 
 NAMES = ("pickscore", "clipscore", "hpsv2", "hpsv2_aliased", "imagereward", "aesthetic", "aesthetic_v2.5", "icthp",
-         "mps", "shapes_clip")  # fmt: skip
+         "mps", "shapes_clip", "trained")  # fmt: skip
 TEXTS = ["a red circle", "the blue square", "a house"]
 
 

@@ -98,7 +98,7 @@ def test_towers_in_bfloat16(
     assert {p.dtype for tower in low.function.towers for p in tower.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["pickscore", "hpsv2", "mps"])
+@pytest.mark.parametrize("name", ["pickscore", "hpsv2", "mps", "trained"])
 def test_a_prompt_reads_the_same_whatever_is_read_beside_it(name: str, loaded: dict[str, Scorer]) -> None:
     """Bit for bit, because what was read before is remembered, and an interrupted run has not read it."""
     function = loaded[name].function
@@ -123,9 +123,9 @@ def test_work_is_counted_in_unique_images_and_prompts(
     tmp_path: Path, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, decoded = Counter(), []
-    seen, said, rgb = Towers.seen, Towers._said, decoding.rgb
+    seen, said, rgb = Towers.seen, Towers.read, decoding.rgb
     monkeypatch.setattr(Towers, "seen", lambda self, x: work.update(images=len(x)) or seen(self, x))
-    monkeypatch.setattr(Towers, "_said", lambda self, x: work.update(texts=len(x)) or said(self, x))
+    monkeypatch.setattr(Towers, "read", lambda self, x: work.update(texts=len(x)) or said(self, x))
     monkeypatch.setattr(decoding, "rgb", lambda data: decoded.append(data) or rgb(data))
     prompts = [Prompt(prompt_id(t), t) for t in worlds.TEXTS[:3]]
     rows = []
@@ -169,7 +169,13 @@ def test_probability_is_by_the_models_own_temperature(name: str, loaded: dict[st
             judge.probability(a, b)
         return
     found = judge.probability(a, b)
-    scale = {"pickscore": 1.0, "mps": 1.0, "imagereward": 1.0333394966054072, "clipscore_original": np.exp(4.0) / 2.5}
+    scale = {
+        "pickscore": 1.0,
+        "mps": 1.0,
+        "trained": 1.0,
+        "imagereward": 1.0333394966054072,
+        "clipscore_original": np.exp(4.0) / 2.5,
+    }
     wanted = 1 / (1 + np.exp(-scale.get(name, np.exp(4.0)) * 0.1))
     np.testing.assert_allclose(found, [0.5, wanted, 1.0], rtol=1e-6)
     np.testing.assert_allclose(judge.probability(b, a), 1 - found, rtol=1e-6, atol=1e-12)

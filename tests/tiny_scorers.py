@@ -1,6 +1,8 @@
 """Tiny random checkpoints of the public judges, in the layouts in which their authors publish them."""
 
 import functools
+import json
+import os
 from pathlib import Path
 
 import safetensors.torch
@@ -239,6 +241,24 @@ def mps_folder(place: Path, seed: int = 0) -> Path:
     return place
 
 
+def trained_folder(place: Path, tower: Path, seed: int = 0) -> Path:
+    """What `train-scorer --mode head` writes: two heads on towers that lie elsewhere."""
+    from diffalign.scorers.checkpoints import revision
+    from diffalign.scorers.dimensions import Heads
+
+    place.mkdir(parents=True)
+    heads = stirred(Heads(16, 2, 8), seed)
+    with torch.no_grad():
+        heads.log_scale.fill_(1.0)
+    save_safely(heads.state_dict(), place / "head.safetensors")
+    card = {
+        "name": "trained", "dimensions": ["beauty", "truth"], "slopes": [0.5, 2.0], "hidden": 8, "format": 1,
+        "tower": os.path.relpath(tower, place), "hash": revision(tower),
+    }  # fmt: skip
+    (place / "scorer.json").write_text(json.dumps(card))
+    return place
+
+
 def all_places(place: Path) -> dict[str, str]:
     """Scorer name -> "name=place" of a tiny checkpoint of it."""
     clip = clip_folder(place / "clip")
@@ -249,7 +269,7 @@ def all_places(place: Path) -> dict[str, str]:
     siglip, best = siglip_folder(place / "siglip"), head_file(place / "best.pth", 32, "scoring_head.")
     quality = hp_folder(place / "hp", seed=2)
     places = {
-        "mps": mps_folder(place / "mps"),
+        "mps": mps_folder(place / "mps"), "trained": trained_folder(place / "trained", clip),
         "aesthetic_v2.5": f"{best},{siglip}", "ict": clip, "hp": quality, "icthp": f"{clip},{quality}",
         "pickscore": clip, "clipscore": openai, "clipscore_original": openai, "hpsv2": hps, "hpsv2_aliased": hps,
         "hpsv2.1": hps, "hpsv2.1_aliased": hps, "imagereward": reward, "aesthetic": f"{head},{openai}",

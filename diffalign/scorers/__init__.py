@@ -32,6 +32,7 @@ NAMES = {
     "mps": ("diffalign.scorers.mps", "mps"),
     "hpsv3": ("diffalign.scorers.hpsv3", "hpsv3"),
     "vqascore": ("diffalign.scorers.vqascore", "vqascore"),
+    "trained": ("diffalign.scorers.trained", "trained"),
     "judge": ("diffalign.scorers.judge", "judge"),
 }
 # What only measures: no preference is ever made of these.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # The two names that open_clip's own search takes before any pickle.
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 
 def shapes_clip(place: str) -> Scorer:
@@ -33,8 +33,8 @@ def clip(place: str) -> Scorer:
 def open_folder(name: str, folder: Path) -> Scorer:
     """The scorer `name` by the open_clip folder; P(first is better) = sigmoid(exp(logit_scale) · difference)."""
     config = _config(folder)
-    if not any((folder / weights).is_file() for weights in _WEIGHTS):
-        raise InputError(f"{folder}: holds no {' or '.join(_WEIGHTS)}; pickled weights are never loaded")
+    if not any((folder / weights).is_file() for weights in WEIGHTS):
+        raise InputError(f"{folder}: holds no {' or '.join(WEIGHTS)}; pickled weights are never loaded")
     from diffalign.weights import fingerprint
 
     preprocessing = "open_clip " + json.dumps(config.get("preprocess_cfg", {}), sort_keys=True)
@@ -77,7 +77,7 @@ class OpenClip(Networks):
         self.model = settle(model.eval().requires_grad_(False).to(device()))
         self.scale = float(self.model.logit_scale.exp())
         self.preprocess, self.towers = _preprocess(model.visual.preprocess_cfg, transform), (self.model,)
-        self.said = Remembered(self._said)
+        self.said = Remembered(self.read)
 
     def see(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Embeddings, (images, dimension)."""
@@ -89,8 +89,9 @@ class OpenClip(Networks):
 
         return (normal(seen) * normal(self.said(prompts))).sum(-1)
 
-    def _said(self, prompts: list[str]) -> "torch.Tensor":
-        return self.model.encode_text(self.tokenizer(prompts).to(next(self.model.parameters()).device))
+    def read(self, prompts: Sequence[str]) -> "torch.Tensor":
+        """Embeddings of prompts, (prompts, dimension)."""
+        return self.model.encode_text(self.tokenizer(list(prompts)).to(next(self.model.parameters()).device))
 
 
 def _preprocess(config: Mapping[str, object], transform: Callable) -> Callable:

@@ -33,7 +33,7 @@ class Towers:
         self.tokenize = tokenize
         self.preprocess = Cropped(self.model.config.vision_config.image_size, floor=crop == "floor")
         self.scale = float(self.model.logit_scale.exp())
-        self.said = Remembered(self._said)
+        self.said = Remembered(self.read)
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
@@ -49,7 +49,8 @@ class Towers:
         """cos(image, prompt), (images,), of image embeddings."""
         return (normal(seen) * normal(self.said(prompts))).sum(-1)
 
-    def _said(self, prompts: list[str]) -> torch.Tensor:
+    def read(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Prompt embeddings, not normalised, (prompts, dimension)."""
         tokens = {name: ids.to(self.model.device) for name, ids in self.tokenize(prompts).items()}
         return wide(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
 

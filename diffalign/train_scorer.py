@@ -1,0 +1,252 @@
+"""Preferences -> a scorer of one's own: towers of the CLIP family, whole or with heads only, by Bradley and Terry."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import safetensors.torch
+import torch
+from torch import nn
+
+from diffalign import calibration, checkpoint, choices, decoding, folders
+from diffalign.cache import Store, fill
+from diffalign.choices import Choices
+from diffalign.fitting import Learner, Plan, fit, gaps, slopes
+from diffalign.manifest import write_atomically
+from diffalign.records import InputError
+from diffalign.scorers import trained
+from diffalign.scorers.checkpoints import device, revision
+from diffalign.scorers.dimensions import Heads, Tower, open_tower, write_tower
+from diffalign.scorers.pixels import stacked
+from diffalign.scorers.towers import normal
+
+ARGUMENTS, MEASURES = "training.json", "measures.json"
+# Pictures seen at once where nothing is learnt.
+_SEEN = 32
+
+
+def train_scorer(
+    pairs: Path,
+    /,
+    *,
+    tower: str,
+    out: Path,
+    mode: Literal["full", "head"] = "full",
+    dimensions: tuple[str, ...] = (),
+    name: str = "",
+    hidden: int = 256,
+    steps: int = 1000,
+    batch: int = 64,
+    micro_batch: int = 0,
+    lr: float = 1e-5,
+    head_lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    every: int = 100,
+    tune: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> str:
+    """Train a scorer on preferences; the same command again goes on where it was, and says what came of it.
+
+    Prompts are held out to tune (which step is best, the temperature) and to test; a pair that shows one of their
+    pictures is not trained on. Ties count as such. `measures.json` has accuracy, Kendall's tau, NLL and calibration on
+    the pairs that test, of the tower as it was and of the scorer. `diffalign score --scorer trained=OUT` loads it.
+
+    Args:
+        pairs: Record folder of judgements, with their images in it or in its parents.
+        tower: A CLIP: folder in open_clip's or transformers' layout, hub id, or shapes/clip, the embedded one.
+        out: Folder to write.
+        mode: full trains towers and heads; head trains heads on embeddings that are computed once.
+        dimensions: Dimensions of the judgements to learn, a head each; all of them where none is named.
+        name: What scores call it; the folder's name where empty.
+        hidden: Width of the heads' common layer; 0 for linear heads.
+        steps: Optimizer steps.
+        batch: Pairs a step.
+        micro_batch: Of which so many are computed at once, to spare memory; 0 for all.
+        lr: Learning rate of the towers.
+        head_lr: Learning rate of the heads.
+        weight_decay: AdamW's.
+        every: Steps between checkpoints, which look at the pairs that tune.
+        tune: Share of the prompts that tune.
+        test: Share of the prompts that test.
+        seed: Names the shares and the order.
+        cache: Where prepared pictures or embeddings are kept for other runs; in OUT, until it is done, where not given.
+    """
+    plan = Plan(steps, batch, micro_batch, lr, head_lr, weight_decay, every, seed)
+    _check(plan, hidden, tune, test)
+    place = trained.find_tower(tower)
+    folders.open_folder(pairs, *choices.STAGES)
+    hashed, name = revision(place), name or out.resolve().name
+    arguments = {
+        "pairs": folders.load(pairs).fingerprint, "tower": hashed, "mode": mode, "dimensions": list(dimensions),
+        "name": name, "hidden": hidden, "tune": tune, "test": test, **dataclasses.asdict(plan),
+    }  # fmt: skip
+    _begin(out, arguments)
+    if (out / trained.CARD).is_file():
+        return _summary(out)
+    known = choices.load(pairs, dimensions, tune, test, seed)
+    choices.require(pairs, known)
+    opened = open_tower(place)
+    known, learner = _learner(pairs, known, opened, hashed, mode, hidden, cache or out / "cache")
+    choices.require(pairs, known)
+    before = _measured(learner, known, slopes(learner, known)[0])
+    seen = fit(learner, known, plan, out)
+    found, _ = slopes(learner, known)
+    measures = {
+        "tower": before, "scorer": _measured(learner, known, found), "best_step": seen["best_step"],
+        "curve": seen["curve"], "left_out": dict(known.left_out),
+    }  # fmt: skip
+    kept = trained.TOWER if mode == "full" else _relative(tower, out)
+    card = trained.Card(name, known.dimensions, tuple(found), kept, "" if mode == "full" else hashed, hidden)
+    _write(out, card, learner, opened, place, measures)
+    return _summary(out)
+
+
+def _check(plan: Plan, hidden: int, tune: float, test: float) -> None:
+    for what in ("steps", "batch", "every"):
+        if getattr(plan, what) < 1:
+            raise InputError(f"{what} = {getattr(plan, what)}: expected at least 1")
+    for what, value in (("micro_batch", plan.micro_batch), ("hidden", hidden), ("weight_decay", plan.weight_decay)):
+        if value < 0:
+            raise InputError(f"{what} = {value}: expected at least 0")
+    for what in ("lr", "head_lr"):
+        if not 0 < getattr(plan, what) < 1:
+            raise InputError(f"{what} = {getattr(plan, what)}: expected a number between 0 and 1")
+    if not (tune > 0 and test > 0 and tune + test < 1):
+        raise InputError(f"tune = {tune}, test = {test}: expected shares above 0 that leave something to train on")
+
+
+def _begin(out: Path, arguments: dict[str, Any]) -> None:
+    """Make `out` the folder of these arguments; raises InputError where it is that of others, or of something else."""
+    path = out / ARGUMENTS
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder or a new name")
+    if not path.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out}: is not empty and holds no training of a scorer; choose another --out")
+        write_atomically(path, (json.dumps(arguments, indent=1) + "\n").encode())
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(arguments))
+    for name in now:
+        if before.get(name) != now[name]:
+            raise InputError(
+                f"{out}: was made with {name} = {before.get(name)!r}, not {now[name]!r}; choose another --out or the "
+                "old value"
+            )
+
+
+def _relative(tower: str, out: Path) -> str:
+    """A tower that was not trained, as the card names it: relative to the card where it is a folder here."""
+    return os.path.relpath(Path(tower).resolve(), out.resolve()) if Path(tower).exists() else tower
+
+
+def _learner(
+    folder: Path, known: Choices, tower: Tower, hashed: str, mode: str, hidden: int, place: Path
+) -> tuple[Choices, Learner]:
+    """(the choices whose pictures can be read, what learns): pictures are prepared, or seen, once."""
+    kind = "pixels" if mode == "full" else "embeddings"
+    store = Store(place, f"scorer-{kind}", {"tower": hashed, "device": device().partition(":")[0]})
+    known = known.without(_fill(store, folder, known, tower, mode))
+    names = list(known.pictures)
+    tower.model.requires_grad_(mode == "full")
+
+    def pixels(shown: np.ndarray) -> torch.Tensor:
+        return tower.see(store.rows([names[i] for i in shown])["values"].to(device()))
+
+    def embeddings(shown: np.ndarray) -> torch.Tensor:
+        return store.rows([names[i] for i in shown])["values"].to(device())
+
+    if mode == "full":
+        see, read = pixels, lambda asked: tower.read([known.texts[i] for i in asked])
+    else:
+        with torch.no_grad():
+            said = torch.cat([normal(tower.read([text])) for text in known.texts])
+        see, read = embeddings, lambda asked: said[asked]
+    with torch.no_grad():
+        width = tower.read(list(known.texts[:1])).shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        heads = Heads(width, len(known.dimensions), hidden, tower.scale).to(device())
+    tied = [bool(known.tie[known.dimension == k].any()) for k in range(len(known.dimensions))]
+    log_tie = nn.Parameter(torch.tensor([0.0 if t else -torch.inf for t in tied], device=device()))
+    return known, Learner(see, read, heads, tower.model if mode == "full" else None, log_tie)
+
+
+def _fill(store: Store, folder: Path, known: Choices, tower: Tower, mode: str) -> dict[str, str]:
+    """Put what is learnt from into the store; why a picture is missing, by its hash."""
+    missing = store.missing(known.pictures)
+    held: dict[str, PIL.Image.Image] = {}
+    broken: dict[str, str] = {}
+
+    def looked() -> Iterator[list[str]]:
+        hashes = {image: sha for sha, image in known.pictures.items() if sha in missing}
+        files = folders.image_bytes(folder, hashes)
+        while some := list(itertools.islice(files, _SEEN)):
+            held.clear()
+            for image, data in some:
+                try:
+                    held[hashes[image]] = decoding.rgb(data)
+                except decoding.ERRORS as error:
+                    broken[hashes[image]] = f"image {image}: {error}"
+            if held:
+                yield list(held)
+
+    def compute(names: list[str]) -> dict[str, torch.Tensor]:
+        found = stacked(tower.preprocess, [held[name] for name in names])
+        return {"values": found if mode == "full" else normal(tower.see(found.to(device())))}
+
+    with torch.no_grad():
+        fill(store, looked(), compute)
+    return broken
+
+
+def _measured(learner: Learner, known: Choices, found: list[float]) -> dict[str, dict[str, float]]:
+    """Dimension -> numbers of the pairs that test: with the slope of the pairs that tune, and `_before` with 1."""
+    rows, gap = gaps(learner, known, choices.TEST)
+    said = {}
+    for number, name in enumerate(known.dimensions):
+        mine = known.dimension[rows] == number
+        differences, p = gap[mine], known.p[rows][mine]
+        before = calibration.calibrated(differences, p, 1.0)
+        said[name] = {"pairs": int(mine.sum()), "slope": found[number]}
+        said[name] |= calibration.agreement(differences, p, known.prompt[rows][mine])
+        said[name] |= calibration.calibrated(differences, p, found[number])
+        said[name] |= {f"{what}_before": value for what, value in before.items()}
+    return said
+
+
+def _write(
+    out: Path, card: trained.Card, learner: Learner, tower: Tower, place: Path, measures: Mapping[str, Any]
+) -> None:
+    """Everything, the card last: without it there is no scorer."""
+    if card.tower == trained.TOWER:
+        with checkpoint.written(out / trained.TOWER) as folder:
+            write_tower(folder, tower, place)
+    state = {n: v.detach().cpu().contiguous() for n, v in learner.heads.state_dict().items()}
+    write_atomically(out / trained.HEAD, safetensors.torch.save(state))
+    write_atomically(out / MEASURES, (json.dumps(measures, indent=1) + "\n").encode())
+    write_atomically(out / trained.CARD, (json.dumps(dataclasses.asdict(card), indent=1) + "\n").encode())
+    for left in (*checkpoint.found(out), out / "cache"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _summary(out: Path) -> str:
+    found = json.loads((out / MEASURES).read_text(encoding="utf-8"))
+    said = []
+    for name, now in found["scorer"].items():
+        tower = found["tower"][name]
+        said.append(
+            f"{name}: {now['accuracy']:.1%} [{now['accuracy_low']:.1%}, {now['accuracy_high']:.1%}] of {now['pairs']} "
+            f"held-out pairs right (the tower {tower['accuracy']:.1%}), calibration error {now['ece_before']:.3f}, "
+            f"by the fitted temperature {now['ece']:.3f}"
+        )
+    lost = "".join(f"; left out: {count} {reason}" for reason, count in sorted(found["left_out"].items()))
+    return f"{out}: {'; '.join(said)}{lost}; next: diffalign score IMAGES --scorer trained={out} --out …"

@@ -25,13 +25,14 @@ def device(kind: str) -> str:
 
 @contextlib.contextmanager
 def together() -> Iterator[Callable[[], None]]:
-    """Gives a function that returns when all processes have called it; at once where this one is alone."""
+    """Gives a function that returns when all processes have called it; at once where this one is alone.
+
+    Inside another one the processes are together already: launchers keep one store, in which a group is made once.
+    """
     if place()[1] == 1:
         yield lambda: None
         return
     from torch import distributed
-
-    distributed.init_process_group("gloo", timeout=_LONGEST)
 
     def meet() -> None:
         try:
@@ -39,6 +40,10 @@ def together() -> Iterator[Callable[[], None]]:
         except RuntimeError:
             raise InputError("another process of this command has ended; what is written stays, run it again") from None
 
+    if distributed.is_initialized():
+        yield meet
+        return
+    distributed.init_process_group("gloo", timeout=_LONGEST)
     try:
         yield meet
     finally:

@@ -133,7 +133,7 @@ def _run(job: Job, device: str, judges: Sequence[str], scores: Path | None) -> s
         if artist is not None:
             _draw(job, artist, flag, {n: cuts[n] for n in mine}, jury)
         meet()
-    scored = jury.conclude() if jury else ""
+        scored = jury.conclude() if jury else ""
     if rank:
         return f"{job.out}: process {rank + 1} of {world} has drawn its share"
     total = sum(map(len, cuts))

@@ -6,7 +6,7 @@ import functools
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,12 +23,23 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class _Data:
-    """The judgements of a folder, the prompt of each group, the prompts' texts, and scores by scorer and image."""
+    """The judgements of a folder, how many say nothing and why, the prompt of each image, the prompts' texts, and
+    scores by scorer and image.
+    """
 
     rows: Rows
+    silent: Mapping[str, int]
     prompts: Mapping[str, str]
     texts: Mapping[str, str]
     scores: Scores
+
+    @property
+    def total(self) -> int:
+        return len(self.rows) + sum(self.silent.values())
+
+    def prompts_of(self, rows: Rows) -> dict[str, str]:
+        """Group -> prompt."""
+        return {r.group: self.prompts[r.images[0]] for r in rows}
 
 
 def filter(
@@ -36,8 +47,12 @@ def filter(
     /,
     *,
     out: Path,
+    dimension: str = "all",
+    lists: conversions.Lists = "keep",
+    ties: conversions.Ties = "keep",
     min_gap: float = 0.0,
     min_agreement: float = 0.0,
+    raters: int = 0,
     scores: Path | None = None,
     scorer: str | None = None,
     judges: int = 0,
@@ -49,6 +64,8 @@ def filter(
     quality: Path | None = None,
     alpha: float = 1.0,
     gamma: float = 1.0,
+    temperature: float | None = None,
+    unpaired: bool = False,
     weights: Literal["as_given", "per_prompt"] = "as_given",
 ) -> str:
     """Keep the judgements that are worth training on: by repetition, circles, agreement, judges, gap, prompt, and FiFA.
@@ -59,8 +76,12 @@ def filter(
     Args:
         data: Record folder of judgements (of import, pair or filter).
         out: Record folder to write.
+        dimension: Which of several judgements to take: all, one by name, or one for all of them, mean or pareto.
+        lists: Keep rankings as lists, or make pairs of them.
+        ties: Keep ties, leave them out, or halve their weight.
         min_gap: Leave out judgements whose scores differ by less.
         min_agreement: Leave out pairs of which fewer judgements agree than this share (votes count as their share).
+        raters: Leave out pairs that fewer judgements than this decide alike, or that any decides otherwise.
         scores: Record folder of scores of the same images: gaps are taken from it.
         scorer: By whose scores; needed where the folder holds those of several and a gap is asked for. The gaps are
             written too, so that a curriculum can go by them.
@@ -73,73 +94,97 @@ def filter(
         quality: CSV of prompt and value: the quality of texts, say by a language model.
         alpha: Weight of that quality.
         gamma: Weight of the diversity.
+        temperature: P = sigmoid(score gap / temperature) in place of the labels of pairs.
+        unpaired: Take pairs apart into liked and disliked images.
         weights: Leave weights as they are, or let every prompt count alike.
     """
     for name, value in (("per_prompt", per_prompt), ("best", best)):
         if value is not None and value < 1:
             raise InputError(f"{name} = {value}: expected at least 1")
-    if not (0 <= min_gap < math.inf) or not (0 <= min_agreement <= 1) or judges < 0:
+    if not (0 <= min_gap < math.inf) or not (0 <= min_agreement <= 1) or min(judges, raters) < 0:
         raise InputError(
-            f"min_gap = {min_gap}, min_agreement = {min_agreement}, judges = {judges}: "
+            f"min_gap = {min_gap}, min_agreement = {min_agreement}, judges = {judges}, raters = {raters}: "
             "expected at least 0, a number from 0 to 1, and at least 0"
         )
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise InputError(f"temperature = {temperature}: expected a finite number above 0")
     found, texts_quality = _load(data, scores), _quality(quality) if quality else {}
     if judges > len(found.scores):
         raise InputError(f"judges = {judges}: the folder of --scores holds those of {len(found.scores)} scorers")
     choose = functools.partial(_best, data, found, selection, texts_quality, alpha, gamma)
     gaps = scores is not None and bool(scorer or min_gap or best or per_prompt or len(found.scores) == 1)
+    of = found.prompts_of
     steps: list[tuple[str, bool, Callable[[Rows], Rows]]] = [
+        (f"not in dimension {dimension}", dimension != "all", lambda rows: selecting.in_dimension(rows, dimension)),
+        ("turned into pairs", lists != "keep", lambda rows: _each(rows, of(rows), conversions.to_pairs, lists)),
+        ("tie", ties != "keep", lambda rows: [r for r in (conversions.tied(r, ties) for r in rows) if r]),
         ("repeated", repeated == "drop", selecting.unrepeated),
-        ("in a circle", transitive, lambda rows: selecting.completed(rows, found.prompts)),
+        ("in a circle", transitive, lambda rows: selecting.completed(rows, of(rows))),
         ("", gaps, lambda rows: _with_gaps(rows, found.scores, scorer)),
         ("raters disagree", min_agreement > 0, lambda rows: selecting.agreed(rows, min_agreement)),
+        ("too few raters agree", raters > 0, lambda rows: selecting.consistent(rows, raters)),
         ("scorers disagree", judges > 0, lambda rows: selecting.judged(rows, found.scores, judges)),
         (f"gap below {min_gap:g}", min_gap > 0, lambda rows: [r for r in rows if _gap(data, r) >= min_gap]),
-        ("over the prompt's share", per_prompt is not None, lambda r: selecting.capped(r, found.prompts, per_prompt)),
+        ("over the prompt's share", per_prompt is not None, lambda r: selecting.capped(r, of(r), per_prompt)),
         ("not among the best", best is not None, lambda rows: choose(rows, best)),
+        ("", temperature is not None, lambda rows: selecting.softened(rows, temperature)),
+        ("taken apart", unpaired, lambda rows: _each(rows, of(rows), conversions.to_unpaired)),
     ]
-    rows, dropped = found.rows, Counter()
-    for reason, wanted, step in steps:
-        left = step(rows) if wanted else rows
-        kept = {r.id for r in left}
-        dropped[reason] += sum(r.id not in kept for r in rows)
-        rows = left
-    if not rows:
-        raise InputError(f"{data}: nothing is left; left out: {_said(dropped)}")
-    before = {r.id for r in found.rows}
+    rows, counts = _apply(data, found, steps)
     if weights == "per_prompt":
-        rows = conversions.prompt_weights(rows, selecting.prompts_of(rows, found.prompts))
+        rows = conversions.prompt_weights(rows, of(rows))
     arguments = {
-        "min_gap": min_gap, "min_agreement": min_agreement, "scorer": scorer, "judges": judges, "repeated": repeated,
-        "transitive": transitive, "per_prompt": per_prompt, "best": best, "selection": selection, "alpha": alpha,
-        "gamma": gamma, "weights": weights, "quality": digest(*map(str, sorted(texts_quality.items()))),
+        "dimension": dimension, "lists": lists, "ties": ties, "min_gap": min_gap, "min_agreement": min_agreement,
+        "raters": raters, "scorer": scorer, "judges": judges, "repeated": repeated, "transitive": transitive,
+        "per_prompt": per_prompt, "best": best, "selection": selection, "alpha": alpha, "gamma": gamma,
+        "temperature": temperature, "unpaired": unpaired, "weights": weights,
+        "quality": digest(*map(str, sorted(texts_quality.items()))),
     }  # fmt: skip
     parents = (folders.parent(out, data), *((folders.parent(out, scores),) if scores else ()))
-    counts = {
-        "judgements": len(found.rows), "kept": sum(r.id in before for r in rows),
-        "added": sum(r.id not in before for r in rows), "dropped": {k: n for k, n in dropped.items() if n},
-    }  # fmt: skip
     folders.begin(out, folders.Manifest("filter", arguments, 1, parents, counts=counts))
     folders.write_part(out, "judgements", 0, rows)
     added = f", {counts['added']} added" if counts["added"] else ""
     return (
-        f"{out}: {counts['kept']} of {len(found.rows)} judgements kept{added}; left out: {_said(dropped)}; "
+        f"{out}: {counts['kept']} of {found.total} judgements kept{added}; left out: {_said(counts['dropped'])}; "
         f"next: diffalign train RECIPE --data {out} --out …"
     )
 
 
-def _said(dropped: Counter[str]) -> str:
+def _apply(data: Path, found: _Data, steps: Sequence[tuple[str, bool, Callable[[Rows], Rows]]]) -> tuple[Rows, dict]:
+    """What the wanted steps leave, and its counts: judgements + made = kept + added + dropped."""
+    rows, dropped, made = found.rows, Counter(found.silent), 0
+    for reason, wanted, step in steps:
+        left = step(rows) if wanted else rows
+        known, kept = {r.id for r in rows}, {r.id for r in left}
+        dropped[reason] += len(known - kept)
+        made += len(kept - known)
+        rows = left
+    if not rows:
+        raise InputError(f"{data}: nothing is left; left out: {_said(dropped)}")
+    before = {r.id for r in found.rows}
+    first = sum(r.id in before for r in rows)
+    counts = {"judgements": found.total, "made": made, "kept": first, "added": len(rows) - first}
+    return rows, counts | {"dropped": {reason: n for reason, n in dropped.items() if n}}
+
+
+def _each(rows: Rows, prompts: Mapping[str, str], convert: Callable[..., Rows], *policy: str) -> Rows:
+    return [made for row in rows for made in convert(row, prompts[row.group], *policy)]
+
+
+def _said(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n) or "nothing"
 
 
 def _load(data: Path, scores: Path | None) -> _Data:
     folders.open_folder(data, "import", "pair", "filter", "caption")
-    rows = [r for r in folders.records(data, "judgements") if r.status in ("decided", "tie")]
+    every = folders.records(data, "judgements")
+    rows = [r for r in every if r.status in ("decided", "tie")]
+    silent = Counter(r.status for r in every if r.status not in ("decided", "tie"))
     if not rows:
         raise InputError(f"{data}: holds no decided judgement")
     images, texts = folders.image_rows(data), folders.texts(data)
-    prompts = {r.group: images[r.images[0]]["prompt_id"] for r in rows if r.images[0] in images}
-    lost = [r for r in rows if r.group not in prompts]
+    prompts = {name: image["prompt_id"] for name, image in images.items()}
+    lost = [r for r in rows if r.images[0] not in prompts]
     if lost:
         name = lost[0].images[0]
         raise InputError(f"{data}: judgement {lost[0].id} names image {name}, which is in no parent folder")
@@ -151,7 +196,7 @@ def _load(data: Path, scores: Path | None) -> _Data:
                 values[row["scorer"]][row["image_id"]] = row["value"]
         if not values:
             raise InputError(f"{scores}: holds no scores that may be trained on")
-    return _Data(rows, prompts, texts, dict(values))
+    return _Data(rows, silent, prompts, texts, dict(values))
 
 
 def _with_gaps(rows: Rows, scores: Scores, scorer: str | None) -> Rows:
@@ -192,7 +237,7 @@ def _best(
     """FiFA's choice."""
     if not rows:
         return rows
-    of = selecting.prompts_of(rows, data.prompts)
+    of = data.prompts_of(rows)
     listed = sorted(rows, key=lambda r: r.id)
     texts = [data.texts[of[r.group]] for r in listed]
     unknown = [t for t in texts if quality and t not in quality]

@@ -1,5 +1,6 @@
 """Which judgements to keep, by named rules: pure functions of judgements, prompts and scores."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -23,11 +24,16 @@ def unrepeated(rows: Sequence[Judgement]) -> Rows:
     return [r for r in rows if r.id in names]
 
 
-def agreed(rows: Sequence[Judgement], least: float) -> Rows:
-    """Pairs of groups on which at least that share agrees: of several judgements, or of the votes behind one P."""
+def _by_group(rows: Sequence[Judgement]) -> dict[str, Rows]:
     groups: dict[str, Rows] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row)
+    return groups
+
+
+def agreed(rows: Sequence[Judgement], least: float) -> Rows:
+    """Pairs of groups on which at least that share agrees: of several judgements, or of the votes behind one P."""
+    groups = _by_group(rows)
     share = {
         name: max(found[0].p, 1 - found[0].p) if len(found) == 1 else conversions.agreement(found)
         for name, found in groups.items()
@@ -47,18 +53,39 @@ def _agreeing(row: Judgement, scores: Scores) -> int:
     return sum((v[first] - v[second]) * (row.p - 0.5) > 0 for v in known)
 
 
-def prompts_of(rows: Sequence[Judgement], prompts: Mapping[str, str]) -> dict[str, str]:
-    """Group -> prompt; a group that was added is of the prompt its images are of."""
-    by_image = {image: prompts[r.group] for r in rows if r.group in prompts for image in r.images}
-    return {r.group: prompts.get(r.group) or by_image[r.images[0]] for r in rows}
+def consistent(rows: Sequence[Judgement], raters: int) -> Rows:
+    """Pairs that so many judgements decide alike and none otherwise; what is no pair stays."""
+    groups = _by_group(rows)
+    kept = {name for name, found in groups.items() if conversions.consistent(found, raters)}
+    return [r for r in rows if r.kind != "pair" or r.group in kept]
+
+
+def in_dimension(rows: Sequence[Judgement], dimension: str) -> Rows:
+    """What each rater says of each group in that dimension, or in all: their mean, or where none disagrees (pareto)."""
+    said: dict[tuple[str, str], Rows] = defaultdict(list)
+    for row in rows:
+        said[row.group, row.rater or ""].append(row)
+    return [r for name in sorted(said) for r in conversions.in_dimension(said[name], dimension)]
+
+
+def softened(rows: Sequence[Judgement], temperature: float) -> Rows:
+    """Pairs with a score gap, with P = sigmoid(gap / temperature) for their label; the others as they are."""
+    found = []
+    for row in rows:
+        if row.kind != "pair" or row.score_gap is None:
+            found.append(row)
+            continue
+        p = conversions.probability(row.score_gap, 0.0, temperature)
+        found.append(dataclasses.replace(row, p=p, status="tie" if p == 0.5 else "decided", votes=None))
+    return found
 
 
 def capped(rows: Sequence[Judgement], prompts: Mapping[str, str], most: int) -> Rows:
     """At most so many of a prompt: those of the widest gap, of equal ones those of the smallest id."""
-    of, counts, kept = prompts_of(rows, prompts), Counter(), set()
+    counts, kept = Counter(), set()
     for row in sorted(rows, key=lambda r: (-abs(r.score_gap or 0.0), r.id)):
-        counts[of[row.group]] += 1
-        if counts[of[row.group]] <= most:
+        counts[prompts[row.group]] += 1
+        if counts[prompts[row.group]] <= most:
             kept.add(row.id)
     return [r for r in rows if r.id in kept]
 

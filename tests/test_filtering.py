@@ -183,6 +183,16 @@ def test_fifa_chooses_wide_margins_and_far_prompts() -> None:
     crowded = np.concatenate([np.zeros((5, 8)), np.eye(8)[:2]]).astype(np.float32)
     assert set(fifa.greedy(np.zeros(7), crowded, 3, 1.0).tolist()) == {0, 5, 6}
     assert set(fifa.per_item(np.zeros(7), crowded, 2, 1.0, k=1).tolist()) == {5, 6}
+    log = np.log(plain)
+
+    def worth(chosen: list[int]) -> float:
+        alone = len(chosen) < 2
+        return values[chosen].sum() + (0 if alone else 0.7 * log[np.ix_(chosen, chosen)].min(axis=1).sum())
+
+    exact: list[int] = []
+    for _ in range(25):
+        exact.append(max(set(range(60)) - set(exact), key=lambda i: worth([*exact, i])))
+    assert fifa.greedy(values, vectors, 25, 0.7).tolist() == exact
     alike = fifa.embed(["a red fox", "A red  fox", "the history of banking"])
     assert np.array_equal(alike[0], alike[1])
     assert alike[0] @ alike[2] < 0.5
@@ -211,7 +221,7 @@ def scored(place: Path, data: Path) -> Path:
 
 def left(out: Path) -> dict[str, int]:
     counts = folders.load(out).counts
-    assert counts["kept"] + sum(counts["dropped"].values()) == counts["judgements"]
+    assert counts["kept"] + counts["added"] + sum(counts["dropped"].values()) == counts["judgements"] + counts["made"]
     assert len(folders.records(out, "judgements")) == counts["kept"] + counts["added"]
     assert dataset.Dataset(out).groups
     return counts["dropped"]
@@ -233,6 +243,46 @@ def test_filters_count_what_they_drop(tmp_path: Path) -> None:
     assert sorted(r.weight for r in folders.records(tmp_path / "e", "judgements")) == [0.2] * 5 + [1.0]
     keep(tmp_path / "a", out=tmp_path / "f", per_prompt=1)
     assert left(tmp_path / "f") == {"over the prompt's share": 3}
+
+
+def listed(place: Path) -> Path:
+    """A list of four of one prompt, twice judged, and one of three."""
+    pictures = [sets.picture(n) for n in range(80, 87)]
+    rows = [("x", [0, 1, 2, 3], [4.0, 3.0, 3.0, 1.0], "u"), ("x", [0, 1, 2, 3], [1.0, 3.0, 3.0, 0.0], "v"),
+            ("y", [4, 5, 6], [0.0, 2.0, 5.0], "u")]  # fmt: skip
+    cells = [{"prompt": p, "images": [pictures[i] for i in found], "scores": scores, "rater": rater}
+             for p, found, scores, rater in rows]  # fmt: skip
+    import_(sets.parquet(place / "lists.parquet", cells), out=place / "lists")
+    return place / "lists"
+
+
+def test_lists_and_pairs_are_turned_into_others(tmp_path: Path) -> None:
+    data = listed(tmp_path)
+    keep(data, out=tmp_path / "pairs", lists="all", ties="drop", per_prompt=4)
+    assert left(tmp_path / "pairs") == {"turned into pairs": 3, "tie": 2, "over the prompt's share": 6}
+    assert folders.load(tmp_path / "pairs").counts["made"] == 15
+    keep(tmp_path / "pairs", out=tmp_path / "soft", temperature=2.0)
+    rows = folders.records(tmp_path / "soft", "judgements")
+    assert all(r.p == pytest.approx(1 / (1 + math.exp(-r.score_gap / 2))) for r in rows)
+    keep(tmp_path / "soft", out=tmp_path / "apart", unpaired=True)
+    assert left(tmp_path / "apart") == {"taken apart": len(rows)}
+    found = {r.images: r.p for r in folders.records(tmp_path / "apart", "judgements") if r.group}
+    assert {r.images for r in rows for r in conversions.to_unpaired(r, PROMPT)} == set(found)
+    keep(data, out=tmp_path / "sure", lists="all", raters=2)
+    twice = folders.records(tmp_path / "sure", "judgements")
+    assert len(twice) == 6
+    assert {len({r.rater for r in twice if r.group == g.group}) for g in twice} == {2}
+
+
+def test_dimensions_of_a_record_folder(tmp_path: Path) -> None:
+    import_(sets.rapidata(tmp_path / "set").source, out=tmp_path / "in", dimension="all", ties="keep")
+    first = min(r.group for r in folders.records(tmp_path / "in", "judgements"))
+    for dimension in ("alignment", "mean", "pareto"):
+        keep(tmp_path / "in", out=tmp_path / dimension, dimension=dimension)
+        assert set(left(tmp_path / dimension)) == {f"not in dimension {dimension}"}
+        said = [r for r in folders.records(tmp_path / "in", "judgements") if r.group == first]
+        expected = conversions.in_dimension(said, dimension)
+        assert [r for r in folders.records(tmp_path / dimension, "judgements") if r.group == first] == expected
 
 
 def test_gaps_and_judges_come_from_scores(tmp_path: Path) -> None:

@@ -65,14 +65,27 @@ CASES = (
 )
 
 
+LISTS: tuple[tuple[str, tuple[bytes, ...], tuple[int, ...] | None], ...] = (
+    (CURLY, (A, WIDE, RGBA), (1, 3, 3)),
+    ("ink", (CMYK, CUT, B), (2, 1, 4)),
+    ("equal", (A, D), (1, 1)),
+    ("nobody said", (C, B), None),
+)
+RANKED = [(CURLY, A, WIDE), (CURLY, A, RGBA), ("ink", CMYK, B)]
+
+
 @dataclass(frozen=True)
 class Made:
-    """What a set holds once imported, lists as all pairs: (prompt, better picture, worse picture); what is left out."""
+    """What a set holds once imported, lists as all pairs: (prompt, better picture, worse picture); what is left out.
+
+    A set whose places or names say which picture is better has no way to say that nobody did (`forced`).
+    """
 
     source: Path
     reader: str
     pairs: list[tuple[str, bytes, bytes]]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    forced: bool = False
 
 
 def decided(cases: Sequence[Case]) -> list[tuple[str, bytes, bytes]]:
@@ -117,6 +130,7 @@ def pickapic_rows() -> list[dict[str, Any]]:
 
 
 _PAIRWISE = {"tie": 1, "unlabelled": 1, "unreadable image": 1}
+_LISTWISE = {"tie": 1, "unlabelled": 1}
 
 
 def pickapic(place: Path) -> Made:
@@ -136,43 +150,45 @@ def double_caption(place: Path) -> Made:
 
 
 def webdataset(place: Path) -> Made:
-    cases = [c for c in CASES if c.p is not None]
     place.mkdir(parents=True, exist_ok=True)
     with tarfile.open(place / "00000.tar", "w") as tar:
-        for n, c in enumerate(cases):
-            cells = {"jpg_0.jpg": c.first, "jpg_1.jpg": c.second, "label_0.txt": f"{c.p}".encode()}
-            cells |= {"label_1.txt": f"{1 - c.p}".encode(), "original_prompt.txt": c.prompt.encode()}
+        for n, c in enumerate(CASES):
+            cells = {"jpg_0.jpg": c.first, "jpg_1.jpg": c.second, "original_prompt.txt": c.prompt.encode()}
+            if c.p is not None:
+                cells |= {"label_0.txt": f"{c.p}".encode(), "label_1.txt": f"{1 - c.p}".encode()}
             for name, data in cells.items():
                 member = tarfile.TarInfo(f"{n:06d}.{name}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    return Made(place / "00000.tar", "pickapic", decided(cases), {"tie": 1, "unreadable image": 1})
+    return Made(place / "00000.tar", "pickapic", decided(CASES), _PAIRWISE)
 
 
 def hpdv2(place: Path) -> Made:
-    cases = [c for c in CASES if c.p in (0.0, 1.0)]
-    names = files(place / "train", cases)
+    names = files(place / "train")
     rows = [
-        {"human_preference": [int(c.p), 1 - int(c.p)], "prompt": c.prompt, "file_path": list(n), "user_hash": "h"}
-        for c, n in zip(cases, names, strict=True)
+        {"human_preference": _both(c.p), "prompt": c.prompt, "file_path": list(n), "user_hash": "h"}
+        for c, n in zip(CASES, names, strict=True)
     ]
     (place / "train.json").write_text(json.dumps(rows), encoding="utf-8")
-    return Made(place / "train.json", "hpdv2", decided(cases), {"unreadable image": 1})
+    return Made(place / "train.json", "hpdv2", decided(CASES), _PAIRWISE)
+
+
+def _both(p: float | None) -> list[float] | None:
+    return None if p is None else [p, 1 - p]
 
 
 def hpdv2_test(place: Path) -> Made:
-    """Lists of three with rank 1 the best; imported as they are they give no pair."""
-    place.mkdir(parents=True, exist_ok=True)
-    for name, data in (("a.png", A), ("b.png", B), ("c.jpg", CMYK), ("d.jpg", CUT)):
-        (place / name).write_bytes(data)
-    votes = [{"rank": [1, 2, 3], "user_hash": "h"}]
-    rows = [
-        {"prompt": CURLY, "image_path": ["a.png", "b.png", "c.jpg"], "rank": [2, 1, 3], "raw_annotations": votes},
-        {"prompt": "three", "image_path": ["a.png", "d.jpg", "b.png"], "rank": [1, 2, 2], "raw_annotations": votes},
-        {"prompt": "equal", "image_path": ["a.png", "b.png"], "rank": [1, 1], "raw_annotations": votes},
-    ]
+    """Lists with rank 1 the best; imported as they are they give no pair."""
+    rows = []
+    for n, (prompt, shown, ranks) in enumerate(LISTS):
+        names = [f"{n}-{i}.{ending(data)}" for i, data in enumerate(shown)]
+        place.mkdir(parents=True, exist_ok=True)
+        for name, data in zip(names, shown, strict=True):
+            (place / name).write_bytes(data)
+        votes = [{"rank": ranks, "user_hash": "h"}]
+        rows.append({"prompt": prompt, "image_path": names, "rank": ranks, "raw_annotations": votes})
     (place / "test.json").write_text(json.dumps(rows), encoding="utf-8")
-    return Made(place / "test.json", "hpdv2_test", [(CURLY, B, A), (CURLY, B, CMYK), (CURLY, A, CMYK), ("three", A, B)])
+    return Made(place / "test.json", "hpdv2_test", RANKED, _LISTWISE)
 
 
 def hpdv3(place: Path) -> Made:
@@ -183,31 +199,35 @@ def hpdv3(place: Path) -> Made:
         better, worse = both if c.p else both[::-1]
         rows.append({"prompt": c.prompt, "path1": better, "path2": worse, "model1": f"m{n % 2}", "model2": "real"})
     (place / "train.json").write_text(json.dumps(rows), encoding="utf-8")
-    return Made(place / "train.json", "hpdv3", decided(cases), {"unreadable image": 1})
+    return Made(place / "train.json", "hpdv3", decided(cases), {"unreadable image": 1}, forced=True)
 
 
 def pick_style(place: Path) -> Made:
-    """Pick-a-Pic's columns without those of its sessions: every row is decided."""
-    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    """Pick-a-Pic's columns without those of its sessions."""
     rows = [
-        {"caption": c.prompt, "jpg_0": c.first, "jpg_1": c.second, "label_0": int(c.p), "label_1": 1 - int(c.p)}
-        for c in cases
+        {
+            "caption": c.prompt,
+            "jpg_0": c.first,
+            "jpg_1": c.second,
+            "label_0": c.p,
+            "label_1": (_both(c.p) or [None])[-1],
+        }
+        for c in CASES
     ]
-    path = parquet(place / "train-00000-of-00001.parquet", rows)
-    return Made(path, "pickapic", decided(cases), {"unreadable image": 1})
+    return Made(parquet(place / "train-00000-of-00001.parquet", rows), "pickapic", decided(CASES), _PAIRWISE)
 
 
 def imagereward(place: Path) -> Made:
     rows = []
-    for prompt, ranked in ((CURLY, ((A, 1), (WIDE, 3), (RGBA, 3))), ("ink", ((CMYK, 2), (CUT, 1), (B, 4)))):
-        for n, (data, rank) in enumerate(ranked):
+    for prompt, shown, ranks in LISTS:
+        for n, data in enumerate(shown):
+            rank = ranks[n] if ranks else None
             rows.append({
                 "image": {"bytes": data, "path": f"{n}.webp"}, "prompt_id": prompt[:5], "prompt": prompt,
-                "classification": "People", "image_amount_in_total": len(ranked), "rank": rank,
-                "overall_rating": 7 - rank, "image_text_alignment_rating": rank, "fidelity_rating": 4,
+                "classification": "People", "image_amount_in_total": len(shown), "rank": rank,
+                "overall_rating": 4, "image_text_alignment_rating": rank, "fidelity_rating": rank,
             })  # fmt: skip
-    pairs = [(CURLY, A, WIDE), (CURLY, A, RGBA), ("ink", CMYK, B)]
-    return Made(parquet(place / "validation.parquet", rows, group=2), "imagereward_db", pairs)
+    return Made(parquet(place / "validation.parquet", rows, group=2), "imagereward_db", RANKED, _LISTWISE)
 
 
 def imagereward_json(place: Path) -> Made:
@@ -215,24 +235,29 @@ def imagereward_json(place: Path) -> Made:
     folder = place / "train" / "train_1"
     folder.mkdir(parents=True)
     rows = []
-    for n, (data, rank) in enumerate(((A, 2), (CMYK, 1))):
-        (folder / f"{n}.webp").write_bytes(data)
-        rows.append({
-            "image_path": f"images/train/train_1/{n}.webp", "prompt_id": "p", "prompt": CURLY, "rank": rank,
-            "classification": "People", "image_amount_in_total": 2, "overall_rating": 3,
-            "image_text_alignment_rating": 3, "fidelity_rating": 3,
-        })  # fmt: skip
+    for number, (prompt, shown, ranks) in enumerate(LISTS):
+        for n, data in enumerate(shown):
+            (folder / f"{number}-{n}.webp").write_bytes(data)
+            rank = ranks[n] if ranks else None
+            rows.append({
+                "image_path": f"images/train/train_1/{number}-{n}.webp", "prompt_id": f"{number}", "prompt": prompt,
+                "rank": rank, "classification": "People", "image_amount_in_total": len(shown), "overall_rating": 3,
+                "image_text_alignment_rating": rank, "fidelity_rating": rank,
+            })  # fmt: skip
     (folder / "train_1.json").write_text(json.dumps(rows), encoding="utf-8")
-    return Made(place, "imagereward_db", [(CURLY, CMYK, A)])
+    return Made(place, "imagereward_db", RANKED, _LISTWISE)
 
 
 def imagereward_group(place: Path) -> Made:
-    row = {
-        "prompt_id": "p", "prompt": CURLY, "classification": "People", "rank": [2, 1], "overall_rating": [3, 5],
-        "image": [{"bytes": A, "path": "a"}, {"bytes": CMYK, "path": "b"}],
-        "image_text_alignment_rating": [1, 2], "fidelity_rating": [2, 1],
-    }  # fmt: skip
-    return Made(parquet(place / "validation.parquet", [row]), "imagereward_db_group", [(CURLY, CMYK, A)])
+    rows = [
+        {
+            "prompt_id": f"{number}", "prompt": prompt, "classification": "People", "rank": ranks,
+            "image": [{"bytes": data, "path": f"{n}"} for n, data in enumerate(shown)], "overall_rating": ranks,
+            "image_text_alignment_rating": ranks, "fidelity_rating": ranks,
+        }
+        for number, (prompt, shown, ranks) in enumerate(LISTS)
+    ]  # fmt: skip
+    return Made(parquet(place / "validation.parquet", rows), "imagereward_db_group", RANKED, _LISTWISE)
 
 
 def imagereward_pair(place: Path) -> Made:
@@ -246,7 +271,7 @@ def imagereward_pair(place: Path) -> Made:
         for n, c in enumerate(cases)
     ]  # fmt: skip
     path = parquet(place / "validation.parquet", rows)
-    return Made(path, "imagereward_db_pair", decided(cases), {"unreadable image": 1})
+    return Made(path, "imagereward_db_pair", decided(cases), {"unreadable image": 1}, forced=True)
 
 
 def _answer(p: float | None) -> list[str] | None:
@@ -293,7 +318,7 @@ def image_preferences_binarised(place: Path) -> Made:
     rows.append({"id": 99, "prompt": "nobody won", "chosen": None, "rejected": None, **known})
     path = parquet(place / "train.parquet", rows)
     dropped = {"missing image": 1, "unreadable image": 1}
-    return Made(path, "open_image_preferences_binarised", decided(cases), dropped)
+    return Made(path, "open_image_preferences_binarised", decided(cases), dropped, forced=True)
 
 
 def rapidata_votes(place: Path) -> Made:
@@ -332,7 +357,7 @@ def trl(place: Path) -> Made:
         for c in cases
     ]
     path = parquet(place / "train.parquet", rows)
-    return Made(path, "chosen_rejected", decided(cases), {"unreadable image": 1})
+    return Made(path, "chosen_rejected", decided(cases), {"unreadable image": 1}, forced=True)
 
 
 def table_csv(place: Path) -> Made:
@@ -354,8 +379,11 @@ def table_jsonl(place: Path) -> Made:
 
 
 def ranked_parquet(place: Path) -> Made:
-    rows = [{"prompt": CURLY, "images": [A, WIDE, CUT], "scores": [0.1, 0.9, 0.5]}]
-    return Made(parquet(place / "train.parquet", rows), "ranked", [(CURLY, WIDE, A)])
+    rows = [
+        {"prompt": prompt, "images": list(shown), "scores": [-0.5 * r for r in ranks] if ranks else None}
+        for prompt, shown, ranks in LISTS
+    ]
+    return Made(parquet(place / "train.parquet", rows), "ranked", RANKED, _LISTWISE)
 
 
 def chosen_folder(place: Path) -> Made:
@@ -368,24 +396,30 @@ def chosen_folder(place: Path) -> Made:
         (place / "chosen" / f"{n}.txt").write_text(c.prompt + "\n", encoding="utf-8")
     (place / "chosen" / "lonely.png").write_bytes(A)
     (place / "chosen" / "lonely.txt").write_text("nobody beside it", encoding="utf-8")
-    return Made(place, "chosen_rejected", decided(cases), {"missing image": 1, "unreadable image": 1})
+    return Made(place, "chosen_rejected", decided(cases), {"missing image": 1, "unreadable image": 1}, forced=True)
 
 
 def suffix_folder(place: Path) -> Made:
     place.mkdir(parents=True)
-    for name, data in (("fox_w.png", A), ("fox_l.png", B), ("ink-w.jpg", CMYK), ("ink-l.png", RGBA)):
-        (place / name).write_bytes(data)
-    (place / "fox.txt").write_text(CURLY, encoding="utf-8")
-    (place / "ink.txt").write_text("ink", encoding="utf-8")
-    return Made(place, "chosen_rejected", [(CURLY, A, B), ("ink", CMYK, RGBA)])
+    cases = [c for c in CASES if c.p in (0.0, 1.0)]
+    for n, c in enumerate(cases):
+        won, lost = (c.first, c.second) if c.p else (c.second, c.first)
+        mark = "_-."[n % 3]
+        (place / f"{n}{mark}w.{ending(won)}").write_bytes(won)
+        (place / f"{n}{mark}l.{ending(lost)}").write_bytes(lost)
+        (place / f"{n}.txt").write_text(c.prompt, encoding="utf-8")
+    return Made(place, "chosen_rejected", decided(cases), {"unreadable image": 1}, forced=True)
 
 
 def ranked_folder(place: Path) -> Made:
     place.mkdir(parents=True)
-    for n, data in enumerate((A, B, WIDE)):
-        (place / f"fox_{n}.{'jpg' if data is WIDE else 'png'}").write_bytes(data)
-    (place / "fox.txt").write_text(CURLY, encoding="utf-8")
-    return Made(place, "ranked", [(CURLY, A, B), (CURLY, A, WIDE), (CURLY, B, WIDE)])
+    best_first = {"fox": (CURLY, (A, B, WIDE)), "ink": ("ink", (CUT, CMYK, RGBA, A))}
+    for name, (prompt, shown) in best_first.items():
+        for n, data in enumerate(shown):
+            (place / f"{name}_{n}.{ending(data)}").write_bytes(data)
+        (place / f"{name}.txt").write_text(prompt, encoding="utf-8")
+    pairs = [(CURLY, A, B), (CURLY, A, WIDE), (CURLY, B, WIDE), ("ink", CMYK, RGBA), ("ink", CMYK, A), ("ink", RGBA, A)]
+    return Made(place, "ranked", pairs, forced=True)
 
 
 SETS: tuple[Callable[[Path], Made], ...] = (

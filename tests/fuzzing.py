@@ -99,7 +99,7 @@ def check(reader: Reader, made: Sequence[Cells], place: Path, seen: Counter[str]
             seen["refused"] += 1
             continue
         assert isinstance(found, Entry)
-        own = [made[slot.row] for slot in found.slots]
+        own = [made[slot.row] for slot in found.slots] or made
         for verdict in found.verdicts:
             seen[verdict.status] += 1
             _check_verdict(reader.name, own, verdict)
@@ -154,13 +154,18 @@ def _silent(name: str, own: Sequence[Cells]) -> bool:
     if name.startswith("imagereward_db"):
         columns = ("rank", "image_text_alignment_rating", "fidelity_rating")
         cells_of = [[row.get(c) for row in own] for c in columns if c in cells]
+        if name == "imagereward_db_group" and _empty(cells["rank"]):
+            return True
         if name == "imagereward_db_group":
             cells_of = [values[0] if isinstance(values[0], list) else values for values in cells_of]
         return all(any(map(_empty, values)) or not values for values in cells_of)
     if name.startswith("open_image_preferences"):
         answers = cells.get("response", cells.get("preference.responses"))
         return _empty(answers) or answers == []
-    return _empty(cells[{"unpaired": "desirable"}.get(name, name)])
+    if name == "ranked":
+        return _empty(cells["scores"] if "scores" in cells else cells["ranks"])
+    column = {"unpaired": "desirable", "hpdv2": "human_preference", "hpdv2_test": "rank"}
+    return _empty(cells[column.get(name, name)])
 
 
 def _scores(name: str, own: Sequence[Cells], dimension: str) -> list[float]:

@@ -142,14 +142,14 @@ def test_a_dimension_nobody_speaks_of_is_refused(tmp_path: Path) -> None:
 
 def test_lists_stay_lists_or_become_pairs(tmp_path: Path) -> None:
     made = sets.ranked_folder(tmp_path / "source")
-    counts = {"keep": 1, "all": 3, "adjacent": 2, "best_vs_rest": 2, "best_vs_worst": 1}
+    counts = {"keep": 2, "all": 6, "adjacent": 4, "best_vs_rest": 4, "best_vs_worst": 2}
     for lists, n in counts.items():
         import_(made.source, out=tmp_path / lists, lists=lists)
         rows = folders.records(tmp_path / lists, "judgements")
         assert len(rows) == n
         assert {r.kind for r in rows} == ({"ranking"} if lists == "keep" else {"pair"})
-    (kept,) = folders.records(tmp_path / "keep", "judgements")
-    assert kept.scores == (-1.0, -2.0, -3.0)
+    kept = folders.records(tmp_path / "keep", "judgements")
+    assert [row.scores for row in kept] == [(-1.0, -2.0, -3.0), (-2.0, -3.0, -4.0)]
 
 
 def test_the_same_picture_on_both_sides_is_left_out(tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def test_every_set_can_be_inspected(make: Any, tmp_path: Path) -> None:
     found = counts(made.source, tmp_path, page=tmp_path / "page.html")
     assert found["rows"] == found["decided"] + found["ties"] + found["unlabelled"] + found["refused"]
     assert found["reader"] == made.reader
+    labels = () if made.forced else ("ties", "unlabelled")
+    assert not [n for n in (*labels, "unreadable", "unequal_sizes", "repeated_images") if not found[n]], (
+        "a hazard lacks"
+    )
+    assert {"CMYK", "RGBA"} <= set(found["modes"])
+    assert sets.CURLY in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<img" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -137,8 +143,10 @@ def test_files_that_look_alike_are_counted(tmp_path: Path) -> None:
 
 
 def test_clean_data_pass_strictly(tmp_path: Path) -> None:
-    clean = sets.suffix_folder(tmp_path / "clean")
-    assert "nothing that would corrupt training" in inspect(clean.source, strict=True)
+    place = sets.suffix_folder(tmp_path / "clean").source
+    for broken in place.glob("2*"):
+        broken.unlink()
+    assert "nothing that would corrupt training" in inspect(place, strict=True)
 
 
 def test_the_page_is_the_same_for_the_same_seed_and_escapes_prompts(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def test_unlabelled_rows_are_not_read_as_losses(tmp_path: Path) -> None:
 
 
 def test_lists_run_from_rank_one_and_keep_ties(tmp_path: Path) -> None:
-    first, _, third = entries(sets.hpdv2_test(tmp_path).source)
-    assert first.verdicts[0].scores == (-2.0, -1.0, -3.0)
+    first, _, third, _ = entries(sets.hpdv2_test(tmp_path).source)
+    assert first.verdicts[0].scores == (-1.0, -3.0, -3.0)
     assert third.verdicts[0].status == "tie"
 
 

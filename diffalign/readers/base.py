@@ -174,6 +174,7 @@ def present(row: Row, names: str) -> str:
 
 
 UNLABELLED = Verdict("pair", "unlabelled")
+UNRANKED = Verdict("ranking", "unlabelled")
 
 
 def pair(p: float, dimension: str = "overall", votes: tuple[int, int] | None = None) -> Verdict:

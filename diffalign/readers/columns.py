@@ -5,7 +5,7 @@ prompt, chosen, rejected (as TRL has them); prompt, image_0, image_1 with `prefe
 (higher is better); prompt, image, desirable (1: liked, 0: disliked, or between).
 """
 
-from diffalign.readers.base import UNLABELLED, Entry, Reader, Row, Slot, Verdict, each, finite, pair, ranking
+from diffalign.readers.base import UNLABELLED, UNRANKED, Entry, Reader, Row, Slot, Verdict, each, finite, pair, ranking
 
 _PREFERRED = {"image_0": 1.0, "0": 1.0, "first": 1.0, "image_1": 0.0, "1": 0.0, "second": 0.0, "tie": 0.5, "0.5": 0.5}
 _KNOWN = ("rater", "dimension", "weight")
@@ -49,6 +49,8 @@ def _p_first(row: Row) -> Entry:
 
 def _list(row: Row) -> Entry:
     field, sign = ("scores", 1) if "scores" in row.values else ("ranks", -1)
+    if row.get(field) is None:
+        return Entry(row.where, row.text("prompt"), (), _with(row, UNRANKED))
     scores = [sign * finite(row, field, v) for v in row.items(field)]
     slots = tuple(Slot(row.number, "images", (i,)) for i in range(len(scores)))
     return Entry(row.where, row.text("prompt"), slots, _with(row, ranking(row, field, scores)))

@@ -5,20 +5,24 @@ the mean over the raters, so ranks may be equal). HPDv3: prompt, path1 (the bett
 Source: Wu et al. 2023, HPS v2 (its README); Ma et al. 2025, HPSv3.
 """
 
-from diffalign.readers.base import Entry, Reader, Row, Slot, each, finite, pair, ranking
+from diffalign.readers.base import UNLABELLED, UNRANKED, Entry, Reader, Row, Slot, each, finite, pair, ranking
 
 _LICENCE = "Apache-2.0"
 
 
 def _train(row: Row) -> Entry:
-    a, b = (finite(row, "human_preference", v) for v in row.items("human_preference", 2))
-    if {a, b} != {0, 1}:
-        raise row.error("human_preference", "labels disagree", f"is [{a:g}, {b:g}], expected [1, 0] or [0, 1]")
     slots = tuple(Slot(row.number, "file_path", (i,)) for i in (0, 1))
+    if row.get("human_preference") is None:
+        return Entry(row.where, row.text("prompt"), slots, (UNLABELLED,))
+    a, b = (finite(row, "human_preference", v) for v in row.items("human_preference", 2))
+    if (a, b) not in ((1, 0), (0, 1), (0.5, 0.5)):
+        raise row.error("human_preference", "labels disagree", f"is [{a:g}, {b:g}], expected [1, 0] or [0, 1]")
     return Entry(row.where, row.text("prompt"), slots, (pair(a),))
 
 
 def _test(row: Row) -> Entry:
+    if row.get("rank") is None:
+        return Entry(row.where, row.text("prompt"), (), (UNRANKED,))
     ranks = [finite(row, "rank", r) for r in row.items("rank")]
     slots = tuple(Slot(row.number, "image_path", (i,)) for i in range(len(ranks)))
     return Entry(row.where, row.text("prompt"), slots, (ranking(row, "rank", [-r for r in ranks]),))

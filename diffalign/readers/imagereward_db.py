@@ -45,6 +45,8 @@ def _flat(rows: Iterable[Row]) -> Iterator[Entry | RowError]:
 
 
 def _group(row: Row) -> Entry:
+    if row.get("rank") is None:
+        return Entry(row.where, row.text("prompt"), (), _verdicts([row], {}))
     ranks = row.items("rank")
     cells = {"rank": ranks} | {f: row.items(f, len(ranks)) for f in _RATINGS if row.get(f) is not None}
     slots = tuple(Slot(row.number, "image", (i,)) for i in range(len(ranks)))

@@ -9,6 +9,8 @@ from typing import Any
 SAYS = {
     "weights": 'pipe.{part} = AutoModel.from_pretrained("…", subfolder="{part}")',
     "diffusers": 'pipe.load_lora_weights("…")',
+    "unloaded": "# of this family diffusers loads no adapters: diffalign convert … --model {name} --to merged --out m\n"
+    'pipe = DiffusionPipeline.from_pretrained("m")',
     "merged": 'pipe = DiffusionPipeline.from_pretrained("…")',
 }
 
@@ -25,13 +27,20 @@ class Known:
 def write(known: Known, *, model: str, to: str, part: str = "") -> str:
     """README.md of an exported policy: a header that the hub reads, then base, worth, pictures, method, use, licence.
 
-    `to` says what the folder holds: an adapter ("diffusers"), a whole model ("merged"), or the trained weights of its
-    `part` alone ("weights"). `known.compared` is what `compare` writes; `known.pictures` are (file, prompt).
+    `to` says what the folder holds: an adapter ("diffusers", or "unloaded" where diffusers' pipeline takes none), a
+    whole model ("merged"), or the trained weights of its `part` alone ("weights"). `known.compared` is what `compare`
+    writes; `known.pictures` are (file, prompt).
     """
     run = known.run
     name = Path(model).name if Path(model).exists() else model
     method = run.get("objective", {}).get("class", "").rpartition(":")[2]
-    tags = ["text-to-image", "diffusion", "preference-alignment", "diffalign", *(["lora"] if to == "diffusers" else [])]
+    tags = [
+        "text-to-image",
+        "diffusion",
+        "preference-alignment",
+        "diffalign",
+        *(["lora"] if to in ("diffusers", "unloaded") else []),
+    ]
     header = ["---", *([f"base_model: {name}"] if name == model else []), "library_name: diffusers", "tags:"]
     lines = [*header, *(f"- {tag}" for tag in tags), "---", "", f"# {name}, aligned{f' by {method}' if method else ''}"]
     lines += ["", f"Base model: {name}. Made with diffalign.", ""]
@@ -50,9 +59,16 @@ def write(known: Known, *, model: str, to: str, part: str = "") -> str:
         lines.append("")
     also = "AutoModel, " if to == "weights" else ""
     lines += ["## Use", "", "```python", f"from diffusers import {also}DiffusionPipeline", ""]
-    if to != "merged":
+    if to in ("weights", "diffusers"):
         lines.append(f'pipe = DiffusionPipeline.from_pretrained("{name}")')
-    lines += [SAYS[to].format(part=part), 'image = pipe("a photo of a cat").images[0]', "```", "", "## Licence", ""]
+    lines += [
+        SAYS[to].format(part=part, name=name),
+        'image = pipe("a photo of a cat").images[0]',
+        "```",
+        "",
+        "## Licence",
+        "",
+    ]
     lines.append("The weights derive from the base model, whose licence holds for them; see its own card.")
     return "\n".join(lines) + "\n"
 

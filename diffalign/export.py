@@ -12,6 +12,7 @@ from torch import Tensor
 from diffalign import adapters, backbones, card, checkpoint, folders, journal, weights
 from diffalign.backbones import SD, SDXL, Flux, QwenImage, Sana, ZImage, single_file
 from diffalign.backbones.base import Backbone, Conditioning
+from diffalign.backbones.lora import check_alone
 from diffalign.records import InputError
 from diffalign.streams import normal
 
@@ -76,11 +77,12 @@ def convert(
         else:
             written = _write_adapter(backbone, to, temporary, adapter)
             adapters.remove(backbone.denoiser)
-            found = _reloaded(backbone, written, adapter, told)
+            found = _reloaded(backbone, to, written, adapter, told)
         _compare(found, wanted, plain, dtype if to in ("merged", "single-file") else "float32")
         if to not in FILES:
             known = card.Known(run, comparison, _pictures(gallery, temporary))
-            (temporary / "README.md").write_text(card.write(known, model=model, to=to), encoding="utf-8")
+            holds = "unloaded" if to == "diffusers" and not backbone.loads_adapters else to
+            (temporary / "README.md").write_text(card.write(known, model=model, to=holds), encoding="utf-8")
         checkpoint.publish(out, written if to in FILES else temporary)
     if push:
         weights.push(out, push)
@@ -112,6 +114,8 @@ def _pictures(folder: Path | None, out: Path) -> list[tuple[str, str]]:
 
 
 def _check(source: Path, to: Layout, out: Path, model: str, *, full: bool, push: str) -> None:
+    if not source.exists():
+        raise InputError(f"{source}: no such run folder or adapter file")
     if not model:
         raise InputError(f"{source}: is no run folder, so give --model, what the adapter was trained on")
     if full and to not in ("merged", "single-file"):
@@ -130,15 +134,16 @@ def _check_family(backbone: Backbone, to: Layout) -> None:
     if to == "single-file" and not isinstance(backbone, (SD, SDXL)):
         raise InputError(f"--to single-file: is written for SD and SDXL, not for {backbone.family}; use --to merged")
     if to == "kohya" and not isinstance(backbone, (SD, SDXL, Flux, QwenImage, ZImage)):
-        raise InputError(
-            f"--to kohya: diffusers reads no such file of {backbone.family}; use --to comfyui or diffusers"
-        )
+        other = "diffusers" if isinstance(backbone, Sana) else "comfyui or diffusers"
+        raise InputError(f"--to kohya: diffusers reads no such file of {backbone.family}; use --to {other}")
     if to == "comfyui" and isinstance(backbone, Sana):
         raise InputError("--to comfyui: ComfyUI itself knows no Sana; use --to diffusers")
 
 
 def _load(backbone: Backbone, source: Path) -> adapters.Adapter:
-    backbone.load_lora(weights.adapter_file(source))
+    file = weights.adapter_file(source)
+    check_alone(file)
+    backbone.load_lora(file)
     return adapters.of(backbone.denoiser)
 
 
@@ -180,8 +185,14 @@ def _write_model(backbone: Backbone, to: Layout, folder: Path, dtype: str) -> Pa
     return file
 
 
-def _reloaded(backbone: Backbone, file: Path, adapter: adapters.Adapter, told: Told) -> Tensor:
-    backbone.load_lora(file)
+def _reloaded(backbone: Backbone, to: Layout, file: Path, adapter: adapters.Adapter, told: Told) -> Tensor:
+    try:
+        backbone.load_lora(file)
+    except InputError as error:
+        why = str(error).removeprefix(f"{file}: ")
+        raise InputError(
+            f"--to {to}: diffusers does not read back what was written ({why}); nothing was kept"
+        ) from None
     # a reader that splits fused matrices makes up modules that change nothing
     again = {name for name, factors in adapters.of(backbone.denoiser).items() if name in adapter or factors.up.any()}
     if again != adapter.keys():

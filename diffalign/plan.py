@@ -12,6 +12,7 @@ import torch
 from diffalign import backbones, weights
 from diffalign.backbones import schedulers, stack
 from diffalign.backbones.base import Backbone
+from diffalign.backbones.lora import check_alone
 from diffalign.backbones.stack import Worn
 from diffalign.drawing import Artist, Sampler
 from diffalign.records import InputError, digest
@@ -168,6 +169,8 @@ def _dressed(plan: Plan, backbone: Backbone, dtype: torch.dtype, device: str) ->
     own, other = stack.read(backbone, mine), None
     if not plain:
         asked = plan.negative
+        for one in worn(asked.lora):
+            check_alone(one.file)  # both branches read the same text encoders
         npo = stack.read(backbone, worn(asked.lora))
         parts = [
             backbones.load(m, device=device, dtype=dtype).denoiser if m else None for m in (asked.model, asked.base)

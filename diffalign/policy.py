@@ -3,9 +3,10 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from diffalign import adapters, checkpoint, optimizers, quantization, weights, wrapping
 from diffalign.backbones.base import Backbone
+from diffalign.backbones.lora import check_alone
 from diffalign.records import InputError
 from diffalign.run import EMA, Adaptation, Frozen, Full, LoRA, Reference
 from diffalign.streams import stream
@@ -78,8 +80,7 @@ class Policy:
     def _fused(self, place: Path) -> adapters.Adapter:
         """Put an adapter into the weights of the base, where policy and past selves all have it; what it was."""
         file = weights.adapter_file(place)
-        if text := next((n for n in weights.header(file) if n.startswith(("text_encoder", "lora_te"))), None):
-            raise InputError(f"{file}: adapts a text encoder too ({text}); expected an adapter of the denoiser alone")
+        check_alone(file)
         self.backbone.load_lora(file)
         first = adapters.of(self.denoiser)
         adapters.fuse(self.denoiser, first)
@@ -249,10 +250,12 @@ class Policy:
         found = self._pasts.get("average") or self.state()
         return {n: wrapping.whole(t, self.parameters[n].data) for n, t in found.items()}
 
-    def export(self, folder: Path, card: str = "", final: dict[str, Tensor] | None = None) -> None:
+    def export(
+        self, folder: Path, beside: Mapping[str, bytes] = MappingProxyType({}), final: dict[str, Tensor] | None = None
+    ) -> None:
         """Write what others load: `pytorch_lora_weights.safetensors` with its metadata, `unet/` or `transformer/`.
 
-        `final`: what `final()` gave. `card` goes beside it as README.md.
+        `final`: what `final()` gave. `beside` are files that go with it, say its card.
         """
         final = final or self.final()
         with checkpoint.written(folder) as temporary:
@@ -261,8 +264,8 @@ class Policy:
                 self._save_whole(temporary / self.backbone.part, final)
                 for file in temporary.rglob("*.safetensors"):
                     weights.settle_header(file)
-            if card:
-                (temporary / "README.md").write_text(card, encoding="utf-8")
+            for name, data in beside.items():
+                (temporary / name).write_bytes(data)
 
     def write_adapter(self, folder: Path, final: dict[str, Tensor]) -> None:
         """Write `pytorch_lora_weights.safetensors` into `folder`; nothing in full training."""

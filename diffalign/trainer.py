@@ -323,8 +323,8 @@ class Trainer:
         self.scale = optimizers.Scale(*data["scale"])
         self.step, self.divergence, self.best = data["step"], data["divergence"], data.get("best")
 
-    def export(self, folder: Path, card: str) -> None:
-        """Write the policy as others load it, with its card; all processes take part, and the first one writes."""
+    def export(self, folder: Path, beside: dict[str, bytes]) -> None:
+        """Write the policy as others load it, with files beside it; all processes take part, the first one writes."""
         final = self.policy.final()
         if self.accelerator.is_main_process:
-            self.policy.export(folder, card, final)
+            self.policy.export(folder, beside, final)

@@ -58,18 +58,28 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     finally:
         board.close()
     with trainer.together():
-        trainer.export(out / "policy", _card(trainer))
+        trainer.export(out / "policy", _beside(trainer))
         if trainer.accelerator.is_main_process:
             _push(run)
     return note + _closing(run)
 
 
-def _card(trainer: Trainer) -> str:
-    """The model card of the policy."""
-    run = trainer.run
-    to = "diffusers" if isinstance(run.policy, LoRA) else "weights"
-    known = card.Known(journal.read(Path(run.out))["run"], {}, [])
-    return card.write(known, model=run.model, to=to, part=trainer.backbone.part)
+def _beside(trainer: Trainer) -> dict[str, bytes]:
+    """The model card of the policy as it is now, with what its evaluation found, and the picture that it shows."""
+    run, out = trainer.run, Path(trainer.run.out)
+    adapter = "diffusers" if trainer.backbone.loads_adapters else "unloaded"
+    to, compared, beside = adapter if isinstance(run.policy, LoRA) else "weights", {}, {}
+    if not run.ema:  # what is drawn is not the average
+        found = [r for r in journal.rows(out / "evaluations.jsonl") if r["step"] == trainer.step and "scorers" in r]
+        compared = (
+            {"scorers": found[-1]["scorers"], "prompts": found[-1]["pictures"] // run.evaluate.noises} if found else {}
+        )
+        if (preview := out / "previews" / f"step-{trainer.step:06d}.png").is_file():
+            beside["preview.png"] = preview.read_bytes()
+    shown = [(name, "Left: base. Right: this policy. Same prompt, same noise.") for name in beside]
+    known = card.Known(journal.read(out)["run"], compared, shown)
+    text = card.write(known, model=run.model, to=to, part=trainer.backbone.part)
+    return beside | {"README.md": text.encode()}
 
 
 def _go(trainer: Trainer, watch: Watch | None, board: Board) -> None:
@@ -128,7 +138,7 @@ def _save(trainer: Trainer, out: Path, *, best: bool) -> None:
     main = trainer.accelerator.is_main_process
     with trainer.together():
         if best:
-            trainer.export(out / "best", _card(trainer))
+            trainer.export(out / "best", _beside(trainer))
             if main:
                 folders.write_atomically(out / "best.json", (json.dumps(trainer.best, indent=1) + "\n").encode())
         trainer.save(out / f"checkpoint-{trainer.step}")
@@ -221,6 +231,7 @@ def _closing(run: Run) -> str:
         low, high = best["interval"]
         value = f"{best['value']:.1%} [{low:.1%}, {high:.1%}]"
         said, policy = f"; best checkpoint-{best['step']}, {best['metric']} {value}, in {out / 'best'}", out / "best"
-    lora = f"diffalign sample --model {run.model} --lora {policy} …"
+    config = f" --config {run.config}" if run.config else ""
+    lora = f"diffalign sample --model {run.model}{config} --lora {policy} …"
     then = lora if isinstance(run.policy, LoRA) else f"diffalign convert {run.out} --to merged --out …"
     return f"{out / 'policy'} after {run.steps} steps{said}; next: {then}"

@@ -231,6 +231,11 @@ def test_the_empty_prompt_of_sdxl_is_encoded_where_its_pipeline_says_so(
     assert all(torch.equal(v, empty[k]) and v.any() for k, v in negative.items())
 
 
+@every_family
+def test_says_whether_its_pipeline_loads_adapters(loaded: dict[str, Backbone], family: str) -> None:
+    assert loaded[family].loads_adapters == callable(getattr(loaded[family].pipe, "load_lora_weights", None))
+
+
 # --- errors
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffalign import adapters, backbones, card, export, weights
-from diffalign.backbones import single_file
+from diffalign.backbones import single_file, stack
 from diffalign.backbones.base import Backbone
 from diffalign.policy import Policy
 from diffalign.records import InputError
@@ -391,10 +391,41 @@ def test_kohya_files_of_another_model_are_refused(
 ) -> None:
     """Names of a kohya file say little: what did not find its module is counted after loading."""
     export.convert(policies["sdxl"], to="kohya", out=tmp_path / "xl.safetensors", model=str(models["sdxl"]))
-    with pytest.raises(InputError, match="does not fit this model|of another model") as error:
+    with pytest.raises(InputError, match="attn2.to_k takes 80 features in it, 32 in this model") as error:
         backbones.load(str(models["sd"])).load_lora(tmp_path / "xl.safetensors")
     assert "\n" not in str(error.value)
     assert not caplog.records, "nobody else says it too"
+
+
+def with_texts(kohya: Path, out: Path) -> Path:
+    """A kohya file as most of those that are passed around: of the first text encoder, too."""
+    found = safetensors.torch.load_file(kohya)
+    for n, side in enumerate(f"self_attn_{part}_proj" for part in ("q", "k", "v", "out")):
+        name = f"lora_te1_text_model_encoder_layers_0_{side}"
+        found[f"{name}.lora_down.weight"] = torch.from_numpy(normal("noise", n, "down", shape=(2, 32)))
+        found[f"{name}.lora_up.weight"] = torch.from_numpy(normal("noise", n, "up", shape=(32, 2)))
+        found[f"{name}.alpha"] = torch.tensor(2.0)
+    safetensors.torch.save_file(found, out)
+    return out
+
+
+def test_what_an_adapter_says_of_text_encoders_has_its_weight_too(
+    models: dict[str, Path], policies: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two halves are the whole, in the denoiser and in the text encoders; `convert` leaves nothing out silently."""
+    model = str(models["sdxl"])
+    export.convert(policies["sdxl"], to="kohya", out=tmp_path / "k.safetensors", model=model)
+    file = with_texts(tmp_path / "k.safetensors", tmp_path / "t.safetensors")
+    whole, halves, plain = (backbones.load(model) for _ in range(3))
+    before = plain.encode_prompts(["a red circle"])["prompt_embeds"]
+    whole.load_lora(file)
+    wanted = whole.encode_prompts(["a red circle"])["prompt_embeds"]
+    stack.wear(halves.denoiser, stack.read(halves, [stack.Worn(file, 0.5), stack.Worn(file, 0.5)]))
+    found = halves.encode_prompts(["a red circle"])["prompt_embeds"]
+    assert (found - wanted).norm() < 1e-4 * (wanted - before).norm()
+    torch.testing.assert_close(output(halves), output(whole), rtol=0, atol=1e-4)
+    for to in ("diffusers", "merged"):
+        refused("adapts a text encoder too .lora_te1", file, to=to, out=tmp_path / to, model=model)
 
 
 def test_adapters_that_are_no_plain_lora_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
@@ -451,6 +482,9 @@ def test_model_card_of_an_adapter_alone() -> None:
     assert 'from_pretrained("owner/model")' in text
     assert "## Training" not in text
     assert "## Pictures" not in text
+    text = card.write(card.Known({}, {}, []), model="owner/model", to="unloaded")
+    assert "load_lora_weights" not in text
+    assert "diffalign convert … --model owner/model --to merged" in text
 
 
 def test_model_card_with_win_rates_and_pictures(

@@ -55,6 +55,12 @@ def without_index(models: dict[str, Path], place: Path) -> list[object]:
     return [place / "m"]
 
 
+def without_tokenizer(models: dict[str, Path], place: Path) -> list[object]:
+    shutil.copytree(models["sd"], place / "m")
+    shutil.rmtree(place / "m" / "tokenizer")
+    return [place / "m"]
+
+
 def refiner(models: dict[str, Path], place: Path) -> list[object]:
     none = {"text_encoder": [None, None], "tokenizer": [None, None]}
     return [changed(models["sdxl"], place / "m", "model_index.json", **none), "--family", "sdxl"]
@@ -121,8 +127,9 @@ def nowhere(models: dict[str, Path], place: Path) -> list[object]:
 
 BAD = {
     without_index: r"m: holds no model_index.json; expected a model folder",
+    without_tokenizer: r"m: holds no tokenizer/, which its model_index.json names; copy the whole model",
     refiner: r"a refiner.*expected an SDXL base model",
-    magic: r"prediction type 'magic': expected",
+    magic: r"m/scheduler/scheduler_config.json: prediction type 'magic': expected",
     truncated: r"diffusion_pytorch_model.safetensors: is not a whole safetensors file; \d+ bytes, expected \d+",
     pickled: r"v1-5.ckpt: is a pickle.*convert it where you trust it: safetensors.torch.save_file",
     pickled_part: r"m/unet/diffusion_pytorch_model.bin: is a pickle.*torch.load\(IN, weights_only=True\), OUT\)",

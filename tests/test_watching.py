@@ -111,6 +111,21 @@ def test_the_best_checkpoint_is_kept_exported_and_named(watched: tuple[Run, str]
     assert train(run) == said
 
 
+@pytest.mark.parametrize("name", ["policy", "best"])
+def test_the_card_says_what_the_evaluation_found(watched: tuple[Run, str], name: str) -> None:
+    """Of the step that was exported: its win rates, and its preview."""
+    place = Path(watched[0].out)
+    step = 6 if name == "policy" else json.loads((place / "best.json").read_text())["step"]
+    row = next(r for r in rows(watched[0]) if r["step"] == step)
+    text = (place / name / "README.md").read_text()
+    for judge, numbers in row["scorers"].items():
+        assert f"| {judge} | {numbers['win_rate']:.1%} | {numbers['win_rate_low']:.1%} to" in text
+    assert "over 4 prompts" in text
+    assert "](preview.png)" in text
+    preview = place / "previews" / f"step-{step:06d}.png"
+    assert (place / name / "preview.png").read_bytes() == preview.read_bytes()
+
+
 def test_a_stop_between_evaluations_ends_the_same(watched: tuple[Run, str], tmp_path: Path) -> None:
     """Told to stop by SIGTERM after step 3, and run again: the same evaluations, the same best, the same policy."""
     whole, _ = watched

@@ -32,12 +32,14 @@ class Backbone(ABC):
     """A model family's calling convention around one denoiser: its encoders, its latents, its pipeline.
 
     One final subclass a family. It never hears of pairs. `family` is its name, `part` the folder of the denoiser in
-    diffusers' layout ("unet" or "transformer"), `targets` the modules that a LoRA adapts unless told otherwise.
+    diffusers' layout ("unet" or "transformer"), `targets` the modules that a LoRA adapts unless told otherwise,
+    `loads_adapters` whether diffusers' own pipeline can.
     """
 
     family: ClassVar[str]
     part: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    loads_adapters: ClassVar[bool] = True
     pipe: Any
     process: Process
     denoiser: nn.Module

@@ -38,7 +38,7 @@ class Flux2Klein(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(Flux2KleinPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process: Flow = flow_of(self.pipe.scheduler.config)
+        self.process: Flow = flow_of(self.pipe.scheduler.config, source)
         self.tokens: int = inspect.signature(Flux2KleinPipeline.__call__).parameters["max_sequence_length"].default
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

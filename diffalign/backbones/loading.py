@@ -30,6 +30,11 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
     index = weights.index(source.folder)
     wanted = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     absent = {name: None for name, entry in wanted.items() if entry[0] is None or name in UNUSED}
+    for name in sorted(wanted.keys() - absent.keys()):
+        if not next((source.folder / name).glob("*.*"), None):
+            raise InputError(
+                f"{source.folder}: holds no {name}/, which its model_index.json names; copy the whole model"
+            )
     hollow = {} if source.encoders else _hollow(source, wanted.keys() - absent.keys(), index)
     for part in sorted(wanted.keys() - absent.keys() - hollow.keys()) if source.file is None else ():
         weights.check_part(source.folder / part)
@@ -97,11 +102,12 @@ def said(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:240]
 
 
-def process_of(config: Any) -> VP:
+def process_of(config: Any, source: weights.Source) -> VP:
     """The forward process that a VP scheduler's config describes; raises InputError on one that we do not know."""
+    place = source.folder / "scheduler" / "scheduler_config.json"
     if "beta_schedule" not in config or config.get("trained_betas") is not None:
         what = "own betas" if "beta_schedule" in config else "no beta schedule"
-        raise InputError(f"scheduler config: {what}; expected one of a variance-preserving process, as DDIM has it")
+        raise InputError(f"{place}: {what}; expected the scheduler of a variance-preserving process, as DDIM's")
     try:
         return VP(
             schedule=config.beta_schedule,
@@ -113,14 +119,15 @@ def process_of(config: Any) -> VP:
             prediction=config.prediction_type,
         )
     except ValueError as error:
-        raise InputError(f"scheduler config: {error}") from None
+        raise InputError(f"{place}: {error}") from None
 
 
-def flow_of(config: Any) -> Flow:
+def flow_of(config: Any, source: weights.Source) -> Flow:
     """The rectified flow that a scheduler's config describes; raises InputError on one that is none."""
     kind = config.get("prediction_type", "flow_prediction")
     if kind != "flow_prediction":
-        raise InputError(f"scheduler config: prediction type {kind!r}; expected flow_prediction")
+        place = source.folder / "scheduler" / "scheduler_config.json"
+        raise InputError(f"{place}: prediction type {kind!r}; expected flow_prediction")
     return Flow(scale=float(config.num_train_timesteps))
 
 

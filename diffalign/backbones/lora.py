@@ -53,6 +53,12 @@ def adapt(denoiser: Any, file: Path, part: str) -> None:
     _settled(denoiser, file, expected)
 
 
+def check_alone(file: Path) -> None:
+    """Raise InputError naming a tensor where an adapter file is of a text encoder, too."""
+    if text := next((name for name in weights.header(file) if name.startswith(TEXT)), None):
+        raise InputError(f"{file}: adapts a text encoder too ({text}); expected an adapter of the denoiser alone")
+
+
 def _check(denoiser: nn.Module, file: Path, part: str) -> int:
     """How many modules the file adapts, or 0 where its layout fuses some."""
     found = weights.header(file)
@@ -69,12 +75,16 @@ def _check(denoiser: nn.Module, file: Path, part: str) -> int:
             f"{file}: adapts a {other!r}, but this model's denoiser is its {part}; it is of another family"
         )
     modules = dict(denoiser.named_modules())
+    flat = {name.replace(".", "_"): name for name in modules}
     for name in downs:
-        module = name.removeprefix(f"{part}.").removesuffix(".lora_A.weight")
-        if not name.startswith(f"{part}.") or not name.endswith(".lora_A.weight"):
-            continue
-        if module not in modules:
-            raise InputError(f"{file}: adapts {module}, which this model has not; it is of another model")
+        if name.startswith(f"{part}.") and name.endswith(".lora_A.weight"):
+            module = name.removeprefix(f"{part}.").removesuffix(".lora_A.weight")
+            if module not in modules:
+                raise InputError(f"{file}: adapts {module}, which this model has not; it is of another model")
+        else:  # kohya's names, of which there are several dialects: diffusers knows the rest
+            module = flat.get(name.removeprefix("lora_unet_").removesuffix(".lora_down.weight"))
+            if module is None:
+                continue
         shape, weight = found[name], modules[module].weight
         if shape[1] != weight.shape[1]:
             raise InputError(f"{file}: {module} takes {shape[1]} features in it, {weight.shape[1]} in this model")

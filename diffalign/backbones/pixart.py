@@ -33,13 +33,14 @@ class PixArt(Backbone):
     family = "pixart"
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
+    loads_adapters = False
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         name = weights.index(source.folder)["_class_name"]
         kind = PixArtAlphaPipeline if name == "PixArtAlphaPipeline" else PixArtSigmaPipeline
         self.pipe = read_pipeline(kind, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process: VP = process_of(self.pipe.scheduler.config)
+        self.process: VP = process_of(self.pipe.scheduler.config, source)
         self.tokens = TOKENS[name]
         self.told_of_size = kind is PixArtAlphaPipeline and self.denoiser.config.sample_size == 128
 
@@ -93,8 +94,7 @@ class PixArt(Backbone):
         return vp_solver(self.pipe.scheduler, steps, self.denoiser.device)
 
     def save_lora(self, folder: Path, layers: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        # PixArt's pipelines have no loader of their own; the layout is that of every other DiT, and
-        # `pipe.transformer.load_lora_adapter(folder)` reads it
+        # PixArt's pipelines have no loader of their own; the layout is that of every other DiT
         SanaLoraLoaderMixin.save_lora_weights(
             folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata
         )

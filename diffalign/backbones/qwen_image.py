@@ -35,7 +35,7 @@ class QwenImage(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(QwenImagePipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process: Flow = flow_of(self.pipe.scheduler.config)
+        self.process: Flow = flow_of(self.pipe.scheduler.config, source)
         self.tokens: int = inspect.signature(QwenImagePipeline.__call__).parameters["max_sequence_length"].default
 
     @property

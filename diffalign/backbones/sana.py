@@ -33,7 +33,7 @@ class Sana(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(SanaPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process: Flow = flow_of(self.pipe.scheduler.config)
+        self.process: Flow = flow_of(self.pipe.scheduler.config, source)
         if dtype == torch.float64:
             # its Gemma masks with the lowest float64, which its float32 softmax cannot hold
             self.pipe.text_encoder.float()

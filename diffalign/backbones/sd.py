@@ -29,7 +29,7 @@ class SD(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(StableDiffusionPipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.unet
-        self.process: VP = process_of(self.pipe.scheduler.config)
+        self.process: VP = process_of(self.pipe.scheduler.config, source)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         multiple = self.pipe.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)

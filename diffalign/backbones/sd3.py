@@ -29,7 +29,7 @@ class SD3(Backbone):
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(StableDiffusion3Pipeline, source, dtype, device)
         self.denoiser: nn.Module = self.pipe.transformer
-        self.process: Flow = flow_of(self.pipe.scheduler.config)
+        self.process: Flow = flow_of(self.pipe.scheduler.config, source)
 
     @property
     def max_sequence_length(self) -> int:

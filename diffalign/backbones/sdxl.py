@@ -32,7 +32,7 @@ class SDXL(Backbone):
         if self.pipe.text_encoder is None:
             raise InputError(f"{source.folder}: has no first text encoder (a refiner?); expected an SDXL base model")
         self.denoiser: nn.Module = self.pipe.unet
-        self.process: VP = process_of(self.pipe.scheduler.config)
+        self.process: VP = process_of(self.pipe.scheduler.config, source)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         multiple = self.pipe.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)

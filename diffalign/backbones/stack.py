@@ -25,10 +25,16 @@ class Worn:
 
 
 def read(backbone: Backbone, stack: Sequence[Worn]) -> Adapter:
-    """Sum of weight * adapter, as one; the denoiser, which has to carry none, carries none afterwards."""
+    """Sum of weight * adapter, as one; the denoiser, which has to carry none, carries none afterwards.
+
+    What a file says of text encoders goes into their weights, times its factor too.
+    """
     found: Adapter = {}
+    encoders = [m for n, m in backbone.pipe.components.items() if n.startswith("text_encoder") and m is not None]
     for worn in stack:
         backbone.load_lora(worn.file)
+        for encoder in encoders:
+            adapters.fuse(encoder, scaled(adapters.of(encoder), worn.weight))
         one = adapters.of(backbone.denoiser)
         adapters.remove(backbone.denoiser)
         found = adapters.joined(found, scaled(one, worn.weight))

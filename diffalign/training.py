@@ -69,13 +69,11 @@ def _beside(trainer: Trainer) -> dict[str, bytes]:
     run, out = trainer.run, Path(trainer.run.out)
     adapter = "diffusers" if trainer.backbone.loads_adapters else "unloaded"
     to, compared, beside = adapter if isinstance(run.policy, LoRA) else "weights", {}, {}
-    if not run.ema:  # what is drawn is not the average
-        found = [r for r in journal.rows(out / "evaluations.jsonl") if r["step"] == trainer.step and "scorers" in r]
-        compared = (
-            {"scorers": found[-1]["scorers"], "prompts": found[-1]["pictures"] // run.evaluate.noises} if found else {}
-        )
-        if (preview := out / "previews" / f"step-{trainer.step:06d}.png").is_file():
-            beside["preview.png"] = preview.read_bytes()
+    found = [r for r in journal.rows(out / "evaluations.jsonl") if r["step"] == trainer.step and "scorers" in r]
+    if found:
+        compared = {"scorers": found[-1]["scorers"], "prompts": found[-1]["pictures"] // run.evaluate.noises}
+    if (preview := out / "previews" / f"step-{trainer.step:06d}.png").is_file():
+        beside["preview.png"] = preview.read_bytes()
     shown = [(name, "Left: base. Right: this policy. Same prompt, same noise.") for name in beside]
     known = card.Known(journal.read(out)["run"], compared, shown)
     text = card.write(known, model=run.model, to=to, part=trainer.backbone.part)

@@ -423,7 +423,7 @@ def test_what_an_adapter_says_of_text_encoders_has_its_weight_too(
     stack.wear(halves.denoiser, stack.read(halves, [stack.Worn(file, 0.5), stack.Worn(file, 0.5)]))
     found = halves.encode_prompts(["a red circle"])["prompt_embeds"]
     assert (found - wanted).norm() < 1e-4 * (wanted - before).norm()
-    torch.testing.assert_close(output(halves), output(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(output(halves), output(whole), rtol=1e-4, atol=1e-3)
     for to in ("diffusers", "merged"):
         refused("adapts a text encoder too .lora_te1", file, to=to, out=tmp_path / to, model=model)
 

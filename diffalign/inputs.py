@@ -1,6 +1,7 @@
 """What is scored: a record folder, a folder of pictures, or tables of pictures and prompts -> images in their order."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ PART = 256
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to judge, under its prompt; `picture` is the hash of its file."""
+    """One image to judge, under its prompt; `picture` is the hash of its file, `file` its name where that has one."""
 
     image: str
     prompt: str
     text: str
     index: int | None
     picture: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Source:
     Attributes:
         arguments: Say, in the output's manifest, what it was made from.
         tables: Files of rows, whose pictures are stored in the output, part by part.
-        prompts, images: Of a folder of pictures, which stay where they are.
+        prompts, images: Of a folder of pictures, which stay where they are; broken: its files that are none, and why.
     """
 
     place: Path
@@ -46,22 +48,25 @@ class Source:
     tables: tuple[File, ...] = ()
     prompts: tuple[Prompt, ...] = ()
     images: tuple[Image, ...] = ()
+    broken: tuple[str, ...] = ()
 
     def items(self, out: Path) -> list[Item]:
         """The images in their order, but those of one file next to the first of them; tables are asked when stored."""
         place = self.place if self.parents else out
         if self.images:
             texts = {p.id: p.text for p in self.prompts}
-            rows = [(i.id, i.prompt_id, i.index, i.sha256) for i in self.images]
+            base = self.place.resolve()
+            names = [os.path.relpath(out.resolve() / i.image["path"], base) for i in self.images]
+            rows = [(i.id, i.prompt_id, i.index, i.sha256, n) for i, n in zip(self.images, names, strict=True)]
         else:
             texts = folders.texts(place)
             table = folders.read(place, "images", ["id", "prompt_id", "index", "sha256"])
-            rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            rows = [(*row, "") for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
         found: dict[str, list[Item]] = {}
-        for name, prompt, index, picture in rows:
+        for name, prompt, index, picture, file in rows:
             if prompt not in texts:
                 raise InputError(f"{self.place}: image {name} is of no known prompt ({prompt})")
-            found.setdefault(picture, []).append(Item(name, prompt, texts[prompt], index, picture))
+            found.setdefault(picture, []).append(Item(name, prompt, texts[prompt], index, picture, file))
         if len({name for name, *_ in rows}) < len(rows):
             raise InputError(f"{self.place}: two images have one id")
         return [item for same in found.values() for item in same]
@@ -75,10 +80,10 @@ def find(place: Path, out: Path) -> Source:
     tables = _tables(place)
     if tables:
         return Source(place, {"source": fingerprint(tables)}, tables=tables)
-    prompts, found = folder.read(place, out)
+    prompts, found, broken = folder.read(place, out)
     _require_same(place, out, found)
     arguments = {"images": len(found), "first": found[0].id}
-    return Source(place, arguments, prompts=tuple(prompts), images=tuple(found))
+    return Source(place, arguments, prompts=tuple(prompts), images=tuple(found), broken=tuple(broken))
 
 
 def _require_same(place: Path, out: Path, found: Sequence[Image]) -> None:

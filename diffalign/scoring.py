@@ -1,5 +1,6 @@
 import csv
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,10 @@ from diffalign.progress import track
 from diffalign.records import InputError
 from diffalign.scorers import Scorer
 
+_LOG = logging.getLogger(__name__)
+# Files that are no pictures, each named in a line; the summary counts all of them.
+_NAMED = 20
+
 
 def score(
     images: Path,
@@ -29,7 +34,7 @@ def score(
     """Judge images with one or more scorers; the same command again judges only what is missing.
 
     Each picture is decoded once for all scorers, and seen once however many prompts it has. One that cannot be read or
-    judged gets no value, but a reason; the others are kept. Beside the records lies `scores.csv`, one line an image.
+    judged gets no value, but a reason; the others are kept. An animated one is its first frame. Beside the records lies `scores.csv`, one line an image.
     Started by torchrun or `accelerate launch`, the processes share the work.
 
     Args:
@@ -87,7 +92,10 @@ def _stored(source: Source, out: Path, made: folders.Manifest, judges: Sequence[
     """Store the pictures of tables in `out`, once, by the first process; what was counted then."""
     folders.check(out, made)
     if not source.tables:
-        return {}
+        lost = {"left_out": len(source.broken), "first_left_out": source.broken[0]} if source.broken else {}
+        for line in source.broken[:_NAMED]:
+            _LOG.warning(line)
+        return lost
     known = folders.load(out).counts if (out / "diffalign.json").exists() else {}
     if "rows" in known or processes.place()[0]:
         return known
@@ -122,7 +130,9 @@ def _cuts(items: Sequence[Item], batch: int) -> list[list[Item]]:
 def _require_prompts(images: Path, items: Sequence[Item], judges: Sequence[Scorer]) -> None:
     """A folder or table may lack prompts; a record folder's empty prompt is one."""
     needy = [judge.name for judge in judges if not judge.blind]
-    bare = [item.image for item in items if not item.text] if not (images / "diffalign.json").exists() else []
+    bare = (
+        [item.file or item.image for item in items if not item.text] if not (images / "diffalign.json").exists() else []
+    )
     if needy and bare:
         raise InputError(f"{images}: image {bare[0]} has no prompt, which {needy[0]} needs ({len(bare)} such images)")
 
@@ -186,14 +196,14 @@ def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer],
     missing, first = 0, ""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["prompt", "index", "image_id", *known, "reason"])
+    writer.writerow(["prompt", "index", "file", "image_id", *known, "reason"])
     table = folders.read(out, "scores", ["value", "reason"])
     rows: Iterable[tuple[float | None, str | None]] = zip(*(c.to_pylist() for c in table.columns), strict=True)
     rows = iter(rows)
     for item in (item for cut in cuts for item in cut):
         found = [next(rows) for _ in judges]
         why = next((reason for _, reason in found if reason), None)
-        writer.writerow([item.text, item.index, item.image, *(value for value, _ in found), why])
+        writer.writerow([item.text, item.index, item.file, item.image, *(value for value, _ in found), why])
         for name, (value, _) in zip(known, found, strict=True):
             if value is not None:
                 known[name].append(value)
@@ -202,7 +212,11 @@ def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer],
     said = [f"{n} (mean {np.mean(v):.4g})" if v else f"{n} (no value)" for n, v in known.items()]
     note = f"; {missing} values missing (first: {first})" if missing else ""
     lost = counts.get("left_out", 0)
-    note += f"; {lost} rows left out (first: {counts['first_left_out']})" if lost else ""
+    note += (
+        f"; {lost} {'rows' if 'rows' in counts else 'files'} left out (first: {counts['first_left_out']})"
+        if lost
+        else ""
+    )
     verb = "pair" if any(n not in scorers.MEASURES for n in known) else "compare OTHER_SCORES"
     images = sum(map(len, cuts))
     return f"{out}: {images} images scored by {', '.join(said)}{note}; next: diffalign {verb} {out} --out …"

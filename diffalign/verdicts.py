@@ -57,7 +57,7 @@ def _rows(
     for k, item in enumerate(items):
         for judge, known in zip(judges, found, strict=True):
             value, reason = known.get(k, (None, str(pictures[k])))
-            reason = None if reason is None else f"image {item.image}: {reason}"
+            reason = None if reason is None else f"image {item.file or item.image}: {reason}"
             yield Score(item.image, item.prompt, judge.name, judge.revision, judge.preprocessing, value, reason)
 
 

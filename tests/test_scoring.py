@@ -360,7 +360,6 @@ def test_image_folders_grow_at_the_end_only(tmp_path: Path, mine: Counter) -> No
         ("file_name,prompt\nmetadata.csv,x\n", "line 2, field file_name: .* is not a picture that can be read"),
         ("file_name,prompt\ncut.png,x\n", "line 2, field file_name: .* is not a picture that can be read"),
         ("file_name,prompt\na.png,x\na.png,x\n", "line 3, field file_name: a.png is the picture of line 2 again"),
-        ("file_name,prompt\na.png,x\ncopy.png,y\n", "line 3, field file_name: copy.png is the picture of line 2 again"),
         ('file_name,prompt\na.png,"x\n', "is not CSV"),
         (b"file_name,prompt\na.png,x\nc.png,\xff\n", "line 3: is not UTF-8 \\(byte 31\\)"),
     ],
@@ -377,10 +376,29 @@ def test_bad_image_folders(text: str | bytes, said: str, tmp_path: Path, mine: C
     assert not (tmp_path / "scores").exists()
 
 
+def test_files_that_are_no_pictures_are_named_and_the_rest_is_kept(
+    tmp_path: Path, mine: Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = photos(tmp_path / "photos", ROWS)
+    (place / "metadata.csv").unlink()
+    (place / "b.png").write_bytes(b"no picture")
+    (place / "d.png").write_bytes(worlds.png(8)[:-40])
+    shutil.copy(place / "a.png", place / "copy.png")
+    said = scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "scores")
+    assert "4 images scored" in said
+    assert f"; 2 files left out (first: {place / 'b.png'}, field file_name: " in said
+    assert [r.message.split(", ")[0] for r in caplog.records] == [str(place / "b.png"), str(place / "d.png")]
+    lines = {line["file"]: line["mine.py:brightness"] for line in table(tmp_path / "scores")}
+    assert sorted(lines) == ["a.png", "c.png", "copy.png", "sub/b.png"]
+    assert lines["copy.png"] == lines["a.png"] != lines["c.png"]
+    assert mine.calls() == ["brightness 4"]
+
+
 def test_spreadsheets_write_a_mark_first(tmp_path: Path) -> None:
     place = photos(tmp_path / "photos", ROWS)
     (place / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + b"prompt,file_name,more\r\n two ,a.png,1\r\n")
-    prompts, images = image_folder.read(place, tmp_path / "out")
+    prompts, images, broken = image_folder.read(place, tmp_path / "out")
+    assert not broken
     assert [p.text for p in prompts] == ["two"]
     assert images[0].image["path"] == "../photos/a.png"
 

@@ -12,35 +12,45 @@ from pathlib import Path
 
 import PIL.Image
 
-from diffalign.records import Image, InputError, Prompt, prompt_id
+from diffalign.records import Image, InputError, Prompt, digest, prompt_id
 
 METADATA, LINES = "metadata.csv", "metadata.jsonl"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FIELDS = ("file_name", "prompt")
 
 
-def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image]]:
-    """The folder's prompts (equal texts once, counted) and images, in the order of its metadata, or by name.
+def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image], list[str]]:
+    """The folder's prompts (equal texts once, counted) and images, in the order of its metadata, or by name; and of
+    each file that is no picture where it is named and why.
 
     Paths start at `out`.
 
-    An image's id is the sha256 of its file, its index its place among the images of its prompt. Raises InputError
-    naming file, line and field: a column that is missing, an empty prompt, a file that is missing, lies outside the
-    folder or is no picture, and two lines with one picture.
+    An image's id is the sha256 of its file (of a copy of that file, or of the file under another prompt, a hash of its
+    name and prompt too), its index its place among the images of its prompt. Raises InputError naming file, line and
+    field: a column that is missing, an empty prompt, a file that is missing or lies outside the folder, one line twice;
+    and where no file is a picture.
     """
     prompts: dict[str, Prompt] = {}
     images: dict[str, tuple[str, Image]] = {}
+    broken: list[str] = []
     for where, name, text in _rows(folder):
         path = _inside(folder, name, where)
-        sha256, width, height = _measure(path, where)
-        if sha256 in images:
-            before = images[sha256][0].removeprefix(f"{metadata(folder)}, ")
-            raise InputError(f"{where}, field file_name: {name} is the picture of {before} again")
+        measured = _measure(path)
+        if isinstance(measured, str):
+            broken.append(f"{where}, field file_name: {path} is not a picture that can be read ({measured})")
+            continue
+        sha256, width, height = measured
         key = prompt_id(text)
+        own = sha256 if sha256 not in images else digest("image", sha256, name, key)
+        if own in images or (own != sha256 and images[sha256][1].prompt_id == key and _same(images[sha256], path, out)):
+            before = images[own if own in images else sha256][0].removeprefix(f"{metadata(folder)}, ")
+            raise InputError(f"{where}, field file_name: {name} is the picture of {before} again")
         index = prompts[key].count if key in prompts else 0
         prompts[key] = Prompt(key, text, index + 1)
         place = {"bytes": None, "path": os.path.relpath(path.resolve(), out.resolve())}
-        images[sha256] = where, Image(sha256, key, place, sha256, width, height, index=index)
+        images[own] = where, Image(own, key, place, sha256, width, height, index=index)
+    if broken and not images:
+        raise InputError(broken[0])
     if not images and metadata(folder) is None:
         raise InputError(
             f"{folder / METADATA}: no such file, and no pictures beside; expected a record folder, one of images, or "
@@ -48,7 +58,11 @@ def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image]]:
         )
     if not images:
         raise InputError(f"{metadata(folder)}: holds no row")
-    return list(prompts.values()), [image for _, image in images.values()]
+    return list(prompts.values()), [image for _, image in images.values()], broken
+
+
+def _same(found: tuple[str, Image], path: Path, out: Path) -> bool:
+    return found[1].image["path"] == os.path.relpath(path.resolve(), out.resolve())
 
 
 def metadata(folder: Path) -> Path | None:
@@ -122,14 +136,13 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return folder / name
 
 
-def _measure(path: Path, where: str) -> tuple[str, int, int]:
-    """sha256 of the file, width and height of the picture."""
+def _measure(path: Path) -> tuple[str, int, int] | str:
+    """(sha256 of the file, width and height of the picture), or why it is none."""
     data = path.read_bytes()
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
             width, height = picture.size
             picture.verify()
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        reason = type(error).__name__
-        raise InputError(f"{where}, field file_name: {path} is not a picture that can be read ({reason})") from None
+        return type(error).__name__
     return hashlib.sha256(data).hexdigest(), width, height

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,11 +99,13 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: is not a whole safetensors file ({_line(error)})") from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of how other pickles are written
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # the reader raises whatever the bytes lead it to
-        raise InputError(f"{path}: is no file of tensors only, and others are never loaded ({_line(error)})") from None
+    except Exception as error:  # the reader raises whatever the bytes lead it to; its text advises to run the code
+        what = type(error).__name__
+        raise InputError(f"{path}: is no file of tensors only, and others are never loaded ({what})") from None
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not all(isinstance(v, torch.Tensor) for v in found.values()):
@@ -138,8 +141,9 @@ def open_pretrained(kind: type, folder: Path, spare: tuple[str, ...] = (), confi
     from transformers.utils import logging
 
     folder_of(folder)
-    before = logging.get_verbosity()
+    before, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its table of unused names would be the user's only, and is checked below
+    logging.disable_progress_bar()
     try:
         model, said = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True,
@@ -149,6 +153,8 @@ def open_pretrained(kind: type, folder: Path, spare: tuple[str, ...] = (), confi
         raise InputError(f"{folder}: {kind.__name__} cannot load it ({type(error).__name__}: {_line(error)})") from None
     finally:
         logging.set_verbosity(before)
+        if shown:
+            logging.enable_progress_bar()
     spare = (*spare, "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
     refuse(
         folder,

@@ -31,7 +31,7 @@ def judge(
 
     Args:
         images: Record folder of images.
-        question: two, two_text or four, or a FILE.toml of such a form.
+        question: two, two_text, four, unifiedreward_pair, llava_critic or designsense, or a FILE.toml of such a form.
         url: The OpenAI-compatible server, up to and with /v1; or local, for a model in this process.
         model: The model's name there, or its folder or hub id.
         out: Record folder to write.

@@ -34,7 +34,8 @@ def score(
     """Judge images with one or more scorers; the same command again judges only what is missing.
 
     Each picture is decoded once for all scorers, and seen once however many prompts it has. One that cannot be read or
-    judged gets no value, but a reason; the others are kept. An animated one is its first frame. Beside the records lies `scores.csv`, one line an image.
+    judged gets no value, but a reason; the others are kept. An animated one is its first frame. Beside the records lies
+    `scores.csv`, one line an image.
     Started by torchrun or `accelerate launch`, the processes share the work.
 
     Args:

@@ -510,6 +510,43 @@ def test_the_revision_is_of_question_and_model_not_of_the_server() -> None:
     assert first.revision != load("judge=vqascore,http://a:1/v1,m").revision
 
 
+@pytest.mark.parametrize("name", sorted(questions.NAMED))
+def test_questions_by_the_names_of_others(name: str) -> None:
+    found, question = questions.read(name)
+    assert found == name
+    assert question == questions.read(questions.NAMED[name])[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("unifiedreward", "1. hat (object): 1\n2. red (attribute): 0\nFinal Score: 3.5", 3.5),
+        ("unifiedreward", "**Final Score:** 4", 4.0),
+        ("unifiedreward", "Alignment Score: 4", None),
+        ("unifiedreward_pair", "I compared. Image 2 is better.", "second"),
+        ("unifiedreward_pair", "Both images are equally good.", "tie"),
+        ("llava_critic", "<think>1 or 2?</think> \\boxed{1}", "first"),
+        ("llava_critic", "<think>\\boxed{1}? No.</think> $\\boxed{Image 2}$", "second"),
+        ("llava_critic", "\\boxed{tie}", "tie"),
+        ("llava_critic", "\\boxed{3}", None),
+    ],
+)
+def test_answers_in_the_forms_of_others(fake: Fake, name: str, text: str, wanted: float | str | None) -> None:
+    fake.answer = lambda body, n: completion(text)
+    judge = fake.judge(name)
+    if judge.question.form == "number":
+        value = judge(images(1), ["x"]).values[0]
+        assert value == wanted or (wanted is None and math.isnan(value))
+        return
+    found = judge.compare(images(2)[:1], images(2)[1:], ["x"])[0]
+    # the same place is named in both orders, so that one takes the other back
+    assert (found.p, found.lean) == {"first": (0.5, 0.5), "second": (0.5, -0.5), "tie": (0.5, 0.0), None: (None, 0.0)}[
+        wanted
+    ]
+    shown = [c["text"] for c in fake.bodies[0]["messages"][0]["content"] if c["type"] == "text"]
+    assert shown[:2] == ["Image 1:", "Image 2:"]
+
+
 @pytest.mark.parametrize("path", sorted(questions._SHIPPED.glob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_question_is_whole(path: Path) -> None:
     name, question = questions.read(path.stem)
@@ -525,6 +562,7 @@ def test_every_shipped_question_is_whole(path: Path) -> None:
         ("form = 'maybe'\nprompt = '{prompt}'", "field form is 'maybe', expected one of yes_no"),
         ("form = 'yes_no'\nprompt = 'x'", "field prompt holds no {prompt}"),
         ("form = 'yes_no'\nprompt = '{prompt}'\nsead = 3", "field sead is not known"),
+        ("form = 'two'\nprompt = '{prompt}'\nnames = ['x']", "field names holds not two texts"),
         ("form = 'yes_no'\nprompt = '{prompt}'\nseed = 'x'", "field seed is 'x', expected int"),
         ("form = 'number'\nprompt = '{prompt}'", "field pattern captures 0 groups"),
         ("form = 'number'\nprompt = '{prompt}'\npattern = '('", "is no regular expression"),

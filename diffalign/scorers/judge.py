@@ -100,8 +100,8 @@ class Judge:
         asked = []
         for a, b, prompt in zip(first, second, prompts, strict=True):
             for shown in ((a, b), (b, a)):
-                labelled = [{"type": "text", "text": "Image A:"}, picture(shown[0])]
-                labelled += [{"type": "text", "text": "Image B:"}, picture(shown[1])]
+                both_named = zip(self.question.names, shown, strict=True)
+                labelled = [x for n, i in both_named for x in ({"type": "text", "text": f"{n}:"}, picture(i))]
                 asked.append(self._messages([*labelled, {"type": "text", "text": self._words(prompt)}]))
         given = self._ask(asked, [self._verdict] * len(asked))
         return [both(*given[i : i + 2]) for i in range(0, len(given), 2)]

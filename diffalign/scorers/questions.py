@@ -12,6 +12,8 @@ from diffalign.records import InputError
 ONE = ("yes_no", "digits", "number", "aspects", "rubric")
 TWO = ("two", "two_text", "four")
 _SHIPPED = Path(__file__).parent / "prompts"
+# By the names of those who asked first; the words are our own.
+NAMED = {"visionprefer": "aspects", "designsense": "four", "auto_rubric": "rubric"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Question:
         low, high: Range of the number.
         pattern: Regular expression that captures the number or label; the last match counts.
         aspects: Keys of the JSON object.
+        names: What the first and the second image are called where two are shown.
         labels: What each captured text, in lower case, stands for: first, second, tie, both_good, both_bad.
         criteria: For a rubric, how the criteria are asked for; `{criteria}` in `prompt` is where they go.
         store: For a rubric, the folder where criteria are kept, one JSON file a prompt.
@@ -46,6 +49,7 @@ class Question:
     high: float = 1.0
     pattern: str = ""
     aspects: tuple[str, ...] = ()
+    names: tuple[str, ...] = ("Image A", "Image B")
     labels: dict[str, str] = field(default_factory=dict)
     criteria: str = ""
     store: str = "rubrics"
@@ -68,9 +72,9 @@ def read(name: str) -> tuple[str, Question]:
     """(name, question) of a TOML file, or of a shipped one by its name; raises InputError naming file and field."""
     path = Path(name)
     if path.suffix != ".toml":
-        path = _SHIPPED / f"{name}.toml"
+        path = _SHIPPED / f"{NAMED.get(name, name)}.toml"
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in _SHIPPED.glob("*.toml")))
+            known = ", ".join(sorted({*NAMED, *(p.stem for p in _SHIPPED.glob("*.toml"))}))
             raise InputError(f"judge {name!r}: no such question; expected FILE.toml or one of {known}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +82,7 @@ def read(name: str) -> tuple[str, Question]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is no TOML ({error})") from None
-    return path.stem, _question(path, table)
+    return name if name in NAMED else path.stem, _question(path, table)
 
 
 def _question(path: Path, table: dict[str, object]) -> Question:
@@ -109,6 +113,7 @@ def _checked(path: Path, q: Question) -> Question:
         "pattern": q.form in ("number", "two_text", "four") and _bad_pattern(q.pattern),
         "aspects": q.form == "aspects" and not q.aspects and "is missing",
         "labels": _bad_labels(q),
+        "names": (len(q.names) != 2 or not all(isinstance(n, str) for n in q.names)) and "holds not two texts",
         "criteria": q.form == "rubric" and ("{prompt}" not in q.criteria) and "holds no {prompt}",
         "high": q.form == "digits" and not 0 <= q.low < q.high <= 9 and "digits are from 0 to 9; take form number",
         "low": q.low >= q.high and "is not below high",

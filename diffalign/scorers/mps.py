@@ -28,10 +28,10 @@ def mps(place: str) -> Scorer:
 
     Words of the prompt count whose likeness to the condition is above 0.3 of the largest, each prompt by itself (the
     authors' scripts take the largest of a batch, so that their scores depend on it). The layers in which tokens cross
-    are written after a description, without the checkpoint: hold it against a published score first. `place` is "FILE" or
-    "FILE,TOKENIZER": the tensors of the official checkpoint (a state dict; the official file is a pickled module, which
-    is never loaded), its folder or a hub id, and a folder or hub id with CLIP's tokenizer (default: one beside the
-    file, else the hub cache). P(first is better) = sigmoid(difference). Source: Zhang et al. 2024 (MPS), section 4.
+    are written after a description, without the checkpoint: hold it against a published score first. `place` is "FILE"
+    or "FILE,TOKENIZER": the tensors of the official checkpoint (a state dict; the official file is a pickled module,
+    which is never loaded), its folder or a hub id, and a folder or hub id with CLIP's tokenizer (default: one beside
+    the file, else the hub cache). P(first is better) = sigmoid(difference). Source: Zhang et al. 2024 (MPS), section 4.
     """
     file, words = split(place, 2)
     path = file_in(locate(file, OFFICIAL, _FILES), *_FILES)

@@ -67,7 +67,7 @@ class Policy:
         if narrow:
             self.masters = {n: nn.Parameter(p.detach().clone()) for n, p in self.parameters.items()}
             if isinstance(adaptation, Full):
-                self.denoiser.to(narrow)
+                nn.Module.to(self.denoiser, narrow)  # diffusers' own warns of what is meant
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.to(narrow)
         if isinstance(adaptation, LoRA) and adaptation.start:

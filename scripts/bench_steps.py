@@ -173,7 +173,7 @@ class Theirs:
         self.optimizer, self.done = self._optimizer(), 0
         side, self.process = world.resolution, VP()
         self.pixels = torch.rand(2 * pairs, 3, side, side) * 2 - 1
-        self.words = torch.randint(0, 1000, (pairs, 77))
+        self.words = torch.randint(0, min(e.config.vocab_size for e in self.encoders), (pairs, 77))
         self.sizes = torch.full((2 * pairs, 6), float(side), device=world.device)
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -188,7 +188,7 @@ class Theirs:
         told = {"text_embeds": pooled, "time_ids": self.sizes}
         return unet(x, t, encoder_hidden_states=words, added_cond_kwargs=told, return_dict=False)[0]
 
-    def _shown(self) -> tuple[Tensor, Tensor, Tensor]:
+    def shown(self) -> tuple[Tensor, Tensor, Tensor]:
         """(latents, words, pooled) of a batch that comes from the host."""
         device, dtype = self.world.device, next(self.vae.parameters()).dtype
         with torch.no_grad():
@@ -210,7 +210,7 @@ class Theirs:
         """One micro-step, and the optimizer's where it is due."""
         script, kind = self.script, self.world.device.type
         narrow = torch.autocast(kind, self.narrow or torch.bfloat16, enabled=self.narrow is not None)
-        x0, words, pooled = self._shown()
+        x0, words, pooled = self.shown()
         eps = torch.randn_like(x0[: self.pairs]).repeat(2, 1, 1, 1)
         t = torch.randint(0, 1000, (self.pairs,), device=x0.device).repeat(2)
         asked = (self.process.noise(x0.float(), eps.float(), t).x_t.to(x0.dtype), t, words, pooled)

@@ -28,7 +28,7 @@ FLOORS = {
     "grouping": 2, "gathering": 2, "captioning": 2,
     "combining": 1,
     "policy": 3, "states": 3, "sampling": 3, "export": 3, "passes": 3, "bank": 3, "step": 4,
-    "trainer": 4, "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,
+    "needs": 4, "trainer": 4, "training": 4, "report": 4, "demo": 4, "doctor": 4, "train_scorer": 4,
     "curves": 4, "findings": 4, "pictures": 4, "evaluating": 4, "tracking": 4, "watching": 4,
     "cli": 5, "parsing": 4, "__main__": 6,
 }  # fmt: skip
@@ -46,7 +46,8 @@ SAME_FLOOR = {
     ("demo", "training"), ("demo", "report"), ("scorers", "shapes"), ("scoring", "inputs"), ("inputs", "readers"),
     ("importing", "readers"), ("inspecting", "readers"), ("inspecting", "observations"), ("inspecting", "gallery"),
     ("pairing", "grouping"), ("pairing", "gathering"), ("states", "material"), ("pushing", "readers"),
-    ("observations", "readers"), ("gallery", "observations"), ("gallery", "readers"), ("optimizers", "wrapping"),
+    ("observations", "readers"), ("gallery", "observations"), ("gallery", "readers"), ("doctor", "needs"),
+    ("optimizers", "wrapping"),
 }  # fmt: skip
 HEAVY = {
     "tyro": {"parsing"},

@@ -9,7 +9,8 @@ import torch
 
 from diffalign import counting
 from diffalign.backbones.hollow import configurations, hollow
-from diffalign.doctor import CARDS, Consultation, _passes, doctor, needs
+from diffalign.doctor import Consultation, doctor
+from diffalign.needs import CARDS, _passes, needs
 from diffalign.objectives import SFT
 from diffalign.recipes import load_recipe
 from diffalign.records import InputError
@@ -34,7 +35,10 @@ def test_counts_of_a_published_architecture(sd15: Run) -> None:
     assert found.memory["optimizer's two moments"] == 8 * found.trained
     by = {(s.micro, s.checkpointing): s for s in found.settings}
     assert by[2, "off"].activations == 2 * by[1, "off"].activations
-    assert by[1, "full"].activations < by[1, "selective"].activations < by[1, "off"].activations
+    assert by[8, "selective"].activations < by[8, "off"].activations
+    assert by[8, "full"].activations == 2 * found.trained, "the working copy's gradients, when activations are gone"
+    assert found.memory["past selves"] == 2 * found.trained, "the reference is no wider than what computes"
+    assert found.before == 4 * 83_653_863 + 2 * 123_060_480, "autoencoder in float32, text encoder"
     assert by[4, "off"].speed > by[1, "off"].speed, "launches are shared"
     assert found.disk["latents of a thousand"] == 1000 * 4 * 64 * 64 * 4
 

@@ -3,7 +3,8 @@
     counters    exact counts of a training step on the meta device (`bench_counters.py`)
     ratios      what the caches save and the library costs, beside other scripts' steps (`bench_ratios.py`)
 
-What needs an accelerator (pairs a second, share of its matmul rate, peak memory) is not written: there was none.
+What needs an accelerator (pairs a second, share of its matmul rate, peak memory) is `bench_device.py`, a command of its
+own that has not been run on one yet.
 
 Each line gives what was measured, and the bound that it is held against. Processor seconds, not the clock's, where a
 busy machine would be measured instead.

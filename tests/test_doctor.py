@@ -35,8 +35,8 @@ def test_counts_of_a_published_architecture(sd15: Run) -> None:
     assert found.memory["optimizer's two moments"] == 8 * found.trained
     by = {(s.micro, s.checkpointing): s for s in found.settings}
     assert by[2, "off"].activations == 2 * by[1, "off"].activations
-    assert by[8, "selective"].activations < by[8, "off"].activations
-    assert by[8, "full"].activations == 2 * found.trained, "the working copy's gradients, when activations are gone"
+    assert by[8, "full"].activations < by[8, "selective"].activations < by[8, "off"].activations
+    assert by[1, "full"].activations == 2 * found.trained, "the working copy's gradients, when activations are gone"
     assert found.memory["past selves"] == 2 * found.trained, "the reference is no wider than what computes"
     assert found.before == 4 * 83_653_863 + 2 * 123_060_480, "autoencoder in float32, text encoder"
     assert by[4, "off"].speed > by[1, "off"].speed, "launches are shared"

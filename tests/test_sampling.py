@@ -166,8 +166,8 @@ def test_other_changes_are_refused_by_name(models: dict[str, Path], prompts: Pat
     before = contents(tmp_path / "out")
     other = tmp_path / "other.txt"
     other.write_text("green")
-    changes = {"seed": {"seed": 4}, "batch": {"batch": 3}, "steps": {"steps": 3}, "prompts": {"prompts": other}}
-    for name, change in changes.items():
+    changes = [{"seed": 4}, {"batch": 3}, {"steps": 3}, {"height": 48}, {"prompts": other}]
+    for name, change in ((next(iter(change)), change) for change in changes):
         with pytest.raises(InputError, match=rf"was made with {name} = .*; choose another --out or the old value"):
             draw(models["sdxl"], change.pop("prompts", prompts), tmp_path / "out", **change)
     with pytest.raises(InputError, match="was made with model = "):
@@ -266,6 +266,16 @@ def test_a_scorer_of_the_user_flags_pictures(models: dict[str, Path], prompts: P
         draw(models["sdxl"], prompts, tmp_path / "out", per_prompt=1)
 
 
+def test_a_flag_that_fails_costs_no_picture(
+    models: dict[str, Path], prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text("def broken(images, prompts):\n    raise ValueError('no\\nmodel')\n")
+    with caplog.at_level("WARNING"):
+        draw(models["sdxl"], prompts, tmp_path / "out", nsfw=f"{tmp_path}/mine.py:broken", per_prompt=1, batch=5)
+    assert [row.nsfw for row in folders.records(tmp_path / "out", "images")] == [None] * 5
+    assert caplog.messages == ["nsfw: 5 pictures without a value (first: ValueError: no model)"]
+
+
 def test_prompts_that_are_too_long_are_named(
     models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,6 +332,7 @@ def test_a_model_that_cannot_be_loaded_claims_no_folder(models: dict[str, Path],
     assert "no such model" in message(model=tmp_path / "nowhere", prompts=prompts, out=out)
     assert "multiples of 4" in message(model=models["sdxl"], prompts=prompts, out=out, height=33)
     assert "steps = 0" in message(model=models["sdxl"], prompts=prompts, out=out, steps=0)
+    assert "guidance = nan" in message(model=models["sdxl"], prompts=prompts, out=out, guidance=float("nan"))
     assert "no such adapter file" in message(
         model=models["sdxl"], prompts=prompts, out=out, lora=(str(tmp_path / "nowhere"),)
     )
@@ -380,6 +391,9 @@ def pair_of(models: dict[str, Path], cwd: Path) -> list[Command]:
 def test_no_room_is_one_line_and_the_command_goes_on(
     models: dict[str, Path], prompts: Path, tmp_path: Path, uninterrupted: dict
 ) -> None:
+    inside = run(*words(models, "prompts.txt/out"), cwd=tmp_path)
+    assert (inside.status, inside.err.count("\n")) == (2, 1)
+    assert "prompts.txt/out: Not a directory; choose a folder that can be written" in inside.err
     ended = run(*words(models, "out"), cwd=tmp_path, largest=2000)
     assert ended.status == 2
     assert ended.err.startswith("diffalign: ")

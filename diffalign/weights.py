@@ -79,7 +79,8 @@ def _whole(folder: Path) -> Path:
 
 def _snapshot(name: str, *, whole: bool) -> Path:
     # files at the top are single checkpoints beside the folders, and variants are copies in another dtype
-    parts = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model") if whole else ()
+    # chat templates are in Jinja
+    parts = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja") if whole else ()
     return _whole(snapshot(name, ("model_index.json", *parts), ("*.fp16.*", "*.non_ema.*", "safety_checker/*")))
 
 

@@ -125,3 +125,8 @@ def test_only_what_a_pipeline_needs_is_fetched(monkeypatch: pytest.MonkeyPatch, 
     patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
     kept = huggingface_hub.utils.filter_repo_objects(listed, **patterns)
     assert list(kept) == listed[:4]
+    for family, folder in models.items():  # and all of that: chat templates are files of their own
+        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        assert sorted(huggingface_hub.utils.filter_repo_objects(files, **patterns)) == sorted(files), family
+    weights.locate("owner/model", whole=False)
+    assert asked["allow_patterns"] == ["model_index.json"]

@@ -254,6 +254,28 @@ def test_single_file_of_an_open_clip_text_encoder(tmp_path: Path) -> None:
     assert all(torch.equal(value, again.pipe.text_encoder.state_dict()[name]) for name, value in state.items())
 
 
+def test_single_files_of_xl_say_what_they_predict(tmp_path: Path) -> None:
+    """By the marks that ComfyUI and A1111 look for; a folder that says otherwise would train another model."""
+    pipe, plain = tiny.sdxl("v_prediction"), tiny.sdxl()
+    pipe.register_modules(
+        scheduler=type(pipe.scheduler).from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)
+    )
+    for name, one in (("v", pipe), ("plain", plain)):
+        one.save_pretrained(tmp_path / name)
+        single_file.write(one, tmp_path / f"{name}.safetensors")
+    marks = {"v_pred", "ztsnr"}
+    assert marks <= weights.header(tmp_path / "v.safetensors").keys()
+    assert not marks & weights.header(tmp_path / "plain.safetensors").keys()
+    again = backbones.load(str(tmp_path / "v.safetensors"), config=str(tmp_path / "v"))
+    assert again.process == backbones.load(str(tmp_path / "v")).process
+    assert (again.process.network, again.process.zero_terminal_snr) == ("v_prediction", True)
+    with pytest.raises(
+        InputError, match="is marked 'v_pred', but .* has prediction_type \"epsilon\"; expected a"
+    ) as error:
+        backbones.load(str(tmp_path / "v.safetensors"), config=str(tmp_path / "plain"))
+    assert "\n" not in str(error.value)
+
+
 REAL = {
     "sd": {
         **{"cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)},

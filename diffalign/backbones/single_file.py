@@ -1,5 +1,6 @@
 """Single checkpoint files, as Stable Diffusion 1.x, 2.x and XL are passed around: what one is, and how one is named."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,23 @@ def check(source: weights.Source) -> None:
             f"expected a {kind.pipeline}, likely that of {kind.example}"
         )
     _check_unet(source, found, kind)
+    _check_marks(source, found)
+
+
+# tensors without content by which ComfyUI and A1111 tell an XL file apart, and what they say of its scheduler
+MARKS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+
+
+def _check_marks(source: weights.Source, found: Mapping[str, list[int]]) -> None:
+    """Raise InputError where a file is marked as of another prediction or schedule than the folder's."""
+    place = source.folder / "scheduler" / "scheduler_config.json"
+    told = json.loads(place.read_bytes()) if place.is_file() else {}
+    for mark, (field, value) in MARKS.items():
+        if mark in found and told.get(field) != value:
+            raise InputError(
+                f"{source.file}: is marked {mark!r}, but {place} has {field} {json.dumps(told.get(field))}; expected a "
+                f"copy of that folder in which it is {json.dumps(value)}"
+            )
 
 
 def _check_unet(source: weights.Source, found: Mapping[str, list[int]], kind: Kind) -> None:
@@ -103,6 +121,8 @@ def state(pipe: Any) -> dict[str, Tensor]:
     if second is not None:
         found |= _clip(pipe.text_encoder, "conditioner.embedders.0.transformer.")
         found |= _open_clip(second, "conditioner.embedders.1.model.")
+        told = pipe.scheduler.config
+        found |= {mark: torch.zeros(0) for mark, (field, value) in MARKS.items() if told.get(field) == value}
     elif pipe.text_encoder.config.hidden_act == "quick_gelu":
         found |= _clip(pipe.text_encoder, "cond_stage_model.transformer.")
     else:

@@ -27,6 +27,7 @@ from diffalign.sampling import Artist, Sampler
 PROMPTS = ("a red circle", "the small blue square on the right and a large green circle on the left")
 FOUR = (*PROMPTS, "green", "a large red square")
 SIZE = 32
+TALL = (64, 32)  # height and width are told apart
 GUIDANCE = 4.0
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 
@@ -112,7 +113,7 @@ def listed(call: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def artist(backbone: Backbone, guidance: float = GUIDANCE) -> Artist:
-    found = Artist(backbone, Sampler(steps=2, guidance=guidance, height=SIZE, width=SIZE), seed=3)
+    found = Artist(backbone, Sampler(steps=2, guidance=guidance, height=TALL[0], width=TALL[1]), seed=3)
     found.encode([Prompt(prompt_id(p), p) for p in PROMPTS])
     return found
 
@@ -129,9 +130,11 @@ def pipeline_picture(family: str, backbone: Backbone, noise: Tensor, guidance: f
     start = AS_TOKENS.get(family, lambda x: x)(noise)
     if isinstance(backbone, backbones.SD3):
         options["max_sequence_length"] = backbone.max_sequence_length
+    height, width = TALL
     out = pipe(
-        prompt=list(PROMPTS), height=SIZE, width=SIZE, num_inference_steps=2, latents=start, output_type="np", **options
-    )
+        prompt=list(PROMPTS), height=height, width=width, num_inference_steps=2, latents=start, output_type="np",
+        **options,
+    )  # fmt: skip
     return (out.images * 255).round().astype(np.uint8)
 
 

@@ -160,7 +160,10 @@ def test_draws_the_pipelines_picture(loaded: dict[str, Backbone], family: str, g
             for name in a:
                 # we encode the empty prompt once, the pipeline in a batch: that differs in the last bits
                 torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert np.array_equal(picture, expected)
+    # for the same reason a value that lies at a half may fall either way
+    apart = np.abs(picture.astype(int) - expected)
+    assert apart.max() <= guided
+    assert (apart > 0).mean() < 1e-3
     assert picture.std() > 1
 
 

@@ -1,5 +1,9 @@
 """Scores with a gradient: the value is the exact mode's, the gradient that of finite differences."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -8,6 +12,7 @@ import torch
 import worlds
 
 from diffalign import scorers
+from diffalign.places import asset
 from diffalign.records import InputError
 from diffalign.scorers import pixels
 
@@ -102,3 +107,12 @@ def test_smooth_pixels_miss_only_the_rounding(resize: pixels.Preprocess, picture
 def test_judges_without_a_gradient_say_so() -> None:
     with pytest.raises(InputError, match="scorer gold: has no gradient"):
         scorers.load("gold").differentiable(torch.zeros(1, 3, 8, 8), ["a red circle"])
+
+
+def test_a_tower_that_resizes_its_own_way_says_so(tmp_path: Path) -> None:
+    folder = shutil.copytree(asset("shapes/clip"), tmp_path / "clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["interpolation"] = "bilinear"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="resizes in a way that has no gradient"):
+        scorers.load(f"clip={folder}").differentiable(torch.zeros(1, 3, 64, 64), ["a red circle"])

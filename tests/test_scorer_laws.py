@@ -203,3 +203,12 @@ def test_the_score_stage_takes_them_all(tmp_path: Path, places: dict[str, str]) 
     said = scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores")
     assert re.search(r"6 images scored by pickscore \(mean .*imagereward.*aesthetic.*hpsv2\.1", said)
     assert all(s.value is not None for s in folders.records(tmp_path / "scores", "scores"))
+
+
+def test_a_folder_in_both_layouts_is_read_in_the_one_that_is_no_pickle(tmp_path: Path) -> None:
+    folder = tiny_scorers.clip_folder(tmp_path / "clip")
+    before = scorers.load(f"clipscore={folder}")
+    (folder / "open_clip_config.json").write_text("{}")
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"")
+    image = PIL.Image.new("RGB", (30, 20), "red")
+    assert scorers.load(f"clipscore={folder}")([image], ["red"]) == before([image], ["red"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import WEIGHTS, folder_of, locate, revision
 from diffalign.scorers.networks import Networks
+from diffalign.scorers.openclip import WEIGHTS as OPEN_CLIP
 from diffalign.scorers.openclip import open_folder
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def clipscore(place: str) -> Scorer:
     P(first is better) = sigmoid(exp(logit_scale) · difference), which is no calibrated preference.
     """
     folder = locate(place, OFFICIAL, _FILES)
-    if (folder / "open_clip_config.json").is_file():
+    # folders on the hub often hold both layouts, and one of them as a pickle
+    if any((folder / name).is_file() for name in OPEN_CLIP) or not (folder / "config.json").is_file():
         return open_folder("clipscore", folder)
     return _scorer("clipscore", folder, "", 1.0)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL.Image import Image
 
+from diffalign.records import InputError
 from diffalign.scorers.checkpoints import device
 
 if TYPE_CHECKING:
@@ -55,9 +56,12 @@ class Networks(ABC):
         """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient.
 
         The values are those of the pictures rounded to 8 bits; the gradient is that of resizing without rounding, taken
-        where the exact pixels are (straight-through).
+        where the exact pixels are (straight-through). Raises InputError where the resizing is open_clip's own.
         """
-        from diffalign.scorers.pixels import through
+        from diffalign.scorers.pixels import Preprocess, through
+
+        if not isinstance(self.preprocess, Preprocess):
+            raise InputError("this tower's open_clip configuration resizes in a way that has no gradient here")
 
         return self.weigh(self.see(self._moved(through(self.preprocess, pixels))), prompts)
 

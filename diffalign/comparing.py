@@ -53,6 +53,7 @@ def compare(a: Path, b: Path, /, *, out: Path, resamples: int = 10_000, seed: in
     _require_free(out, a, b)
     first, second = _side(a), _side(b)
     result = _compared(first, second, resamples, seed, tolerance) | {"a": _relative(a, out), "b": _relative(b, out)}
+    manifest.clear(out / "cells.csv", out / "compare.json")
     folders.write_atomically(out / "cells.csv", _cells_csv(first, second, list(result["scorers"])).encode())
     folders.write_atomically(out / "compare.json", (json.dumps(result, indent=1) + "\n").encode())
     said = [

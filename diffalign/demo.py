@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from diffalign import folders
 from diffalign.comparing import compare
-from diffalign.manifest import is_temporary
+from diffalign.manifest import clear, is_temporary
 from diffalign.pairing import pair
 from diffalign.recipes import load_recipe
 from diffalign.records import InputError
@@ -84,6 +84,7 @@ def run_demo(out: Path, seed: int, backbone: str, sizes: Sizes) -> dict[str, Any
     if path.is_file() and (out / "report.html").is_file():
         return json.loads(path.read_text())
     todo = plan(out, seed, backbone, sizes)
+    clear(path, *(out / name for name in ("demo.json", "commands.sh", "prompts/train.txt", "prompts/test.txt")))
     _write_json(out / "demo.json", state)
     _write_prompts(out, sizes)
     commands = "".join(f"{stage.command}\n" for stage in todo)

@@ -1,6 +1,7 @@
 """What made a record folder: `diffalign.json`, and how any file of ours is written, whole or not at all."""
 
 import dataclasses
+import glob
 import importlib.metadata
 import json
 import os
@@ -69,6 +70,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether `write_atomically` left it when it was killed."""
     return path.name.startswith(".") and ".tmp-" in path.name
+
+
+def clear(*paths: Path) -> None:
+    """Remove what killed writes of these files left beside them."""
+    for path in paths:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+            left.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> Manifest:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from diffalign import alarms, curves, findings, folders, pictures
+from diffalign import alarms, curves, findings, folders, manifest, pictures
 from diffalign.findings import Evaluation, Verdict
 from diffalign.records import InputError
 
@@ -51,8 +51,9 @@ def report(run: Path, /, *, out: Path) -> str:
         **_show(found),
     }
     text, written = _render(page), str(out)
+    picture = out.with_suffix(".png")
+    manifest.clear(out, picture)
     if page["sample"]:
-        picture = out.with_suffix(".png")
         folders.write_atomically(picture, pictures.grid(page["sample"], page["images"], ("base", "policy"), FAIR))
         written = f"{out} and {picture}"
     folders.write_atomically(out, text.encode())

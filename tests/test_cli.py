@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import test_report
 import worlds
-from commands import Command, Ended, contents, run
+from commands import Command, Ended, contents, forked, run
 
 from diffalign import __version__
 from diffalign.cli import VERBS
 from diffalign.comparing import compare
 from diffalign.pairing import pair
+from diffalign.report import report
 from diffalign.scoring import score
 
 SCORER = """
@@ -291,30 +293,19 @@ def test_a_place_that_cannot_be_written(disk: Path, tmp_path: Path, model: Path)
 # --- every write may be the last
 
 
-def test_every_stage_interrupted_at_every_write_goes_on(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is written is synced before it is renamed: interrupted there, nothing half-written is left."""
-    monkeypatch.chdir(world)
-    scorer = (f"{world / 'scorer.py'}:brightness",)
-    assert score(Path("images"), scorer=scorer, out=Path("scored"), batch=9)
-    stages = {
-        "scores": lambda out: score(Path("images"), scorer=scorer, out=out, batch=9),
-        "pairs": lambda out: pair(Path("scored"), out=out),
-        "compare": lambda out: compare(Path("scored"), Path("scored"), out=out, resamples=50),
-    }
-    for name, stage in stages.items():
-        stage(Path(f"{name}-whole"))
-        expected = contents(world / f"{name}-whole")
-        for number in range(1, 100):
-            place = world / f"{name}-{number}"
-            if not interrupted(lambda s=stage, p=place: s(p.relative_to(world)), number, monkeypatch):
-                break
-            assert not [p for p in world.rglob("*") if ".tmp" in p.name]
-            stage(place.relative_to(world))
-            assert contents(place) == expected, f"{name}, interrupted at write {number}"
-        assert 4 < number < 99
+def judged(cwd: Path, out: Path) -> None:
+    score(Path("images"), scorer=(f"{cwd / 'scorer.py'}:brightness",), out=out, batch=9)
 
 
-def interrupted(stage: Callable[[], object], at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+STAGES: dict[str, Callable[[Path, Path], object]] = {
+    "scores": judged,
+    "pairs": lambda _, out: pair(Path("scored"), out=out),
+    "compare": lambda _, out: compare(Path("scored"), Path("scored"), out=out, resamples=50),
+    "page": lambda _, out: report(Path("run"), out=out / "report.html"),
+}
+
+
+def interrupted(name: str, cwd: Path, at: int) -> bool:
     """Whether Ctrl-C at the `at`-th sync came before the stage's end."""
     count, sync = 0, os.fsync
 
@@ -325,10 +316,58 @@ def interrupted(stage: Callable[[], object], at: int, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         sync(handle)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         try:
-            stage()
+            STAGES[name](cwd, Path("made"))
         except KeyboardInterrupt:
             return True
     return False
+
+
+def mortal(name: str, cwd: Path, at: int) -> None:
+    """The stage in a process of its own, killed at its `at`-th sync."""
+    count, sync = 0, os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(handle)
+
+    os.chdir(cwd)
+    os.fsync = fsync
+    STAGES[name](cwd, Path("made"))
+
+
+def killed(name: str, cwd: Path, at: int) -> bool:
+    """Whether kill -9 at the `at`-th sync came before the stage's end."""
+    process = forked(mortal, name, cwd, at)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.parametrize("stopped", [interrupted, killed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_stopped_at_any_write_goes_on(
+    name: str, stopped: Callable[..., bool], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is written is synced before it is renamed: after Ctrl-C nothing half-written is left, and after either
+    the same call ends in the same bytes.
+    """
+    monkeypatch.chdir(world)
+    judged(world, Path("scored"))
+    test_report.make_run(world, prompts=3, lines=3)
+    place = world / "made"
+    STAGES[name](world, Path("made"))
+    expected = contents(place)
+    for at in range(1, 100):
+        shutil.rmtree(place)
+        if not stopped(name, world, at):
+            break
+        assert stopped is killed or not [p for p in place.rglob("*") if ".tmp" in p.name]
+        STAGES[name](world, Path("made"))
+        assert contents(place) == expected, f"stopped at write {at}"
+    assert (2 if name == "page" else 4) < at < 99

@@ -16,7 +16,7 @@ from diffalign import folders
 from diffalign.comparing import compare
 from diffalign.manifest import clear, is_temporary
 from diffalign.pairing import pair
-from diffalign.recipes import load_recipe
+from diffalign.recipes import Recipe, load_recipe
 from diffalign.records import InputError
 from diffalign.report import report
 from diffalign.sampling import sample
@@ -26,15 +26,15 @@ from diffalign.training import train
 
 PROXY = "shapes_clip"
 JUDGES = ("gold", "gold_right", PROXY)
-RECIPES = {"sdxl": "shapes_dpo", "sd3": "shapes_sd3_dpo"}
+RECIPES = {"sdxl": "shapes_dpo", "sd3": "shapes_sd3_dpo_sft"}
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a demonstration is: prompts and images behind the pairs, prompts and noises of the test, the sampler.
+    """How large a demonstration is: prompts and images behind the pairs, prompts and noises of the test.
 
-    `train_steps` 0 means the recipe's own number.
+    0 means the recipe's own number: of training steps, and of the sampler's steps by which it is evaluated.
     """
 
     train_prompts: int = 512
@@ -43,8 +43,7 @@ class Sizes:
     test_prompts: int = 256
     test_noises: int = 1
     batch: int = 32
-    steps: int = 10
-    guidance: float = 2.0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,10 @@ def _write_prompts(out: Path, sizes: Sizes) -> None:
 
 def plan(out: Path, seed: int, backbone: str, sizes: Sizes) -> list[Stage]:
     """The stages in order. Each reads what the ones before it left on disk; nothing else passes between them."""
-    model = f"shapes/{backbone}"
-    draw = partial(sample, model=model, seed=seed, batch=sizes.batch, steps=sizes.steps, guidance=sizes.guidance)
+    recipe = load_recipe(RECIPES[backbone])
+    known = recipe.run.evaluate
+    sampler = {"steps": sizes.steps or known.steps, "guidance": known.guidance}
+    draw = partial(sample, model=recipe.run.model, seed=seed, batch=sizes.batch, **sampler)
     on_test = {"prompts": out / "prompts" / "test.txt", "per_prompt": sizes.test_noises}
     learn, test = out / "train", out / "test"
     judged = {name: test / f"{name}-scores" for name in ("base", "policy")}
@@ -141,7 +142,7 @@ def plan(out: Path, seed: int, backbone: str, sizes: Sizes) -> list[Stage]:
         _stage(many, partial(draw, **on_train, out=learn / "images")),
         _stage("judge them by the CLIP proxy", partial(score, learn / "images", scorer=(PROXY,), out=learn / "scores")),
         _stage("pair best with worst", partial(pair, learn / "scores", rule="best_vs_worst", out=learn / "pairs")),
-        _train(out, seed, backbone, sizes),
+        _train(out, seed, RECIPES[backbone], recipe, sizes),
         _stage(f"draw {sizes.test_prompts} test prompts with the base", partial(draw, **on_test, out=test / "base")),
         _stage("draw them with the policy", partial(draw, lora=(str(out / "policy"),), **on_test, out=test / "policy")),
         _stage("judge the base's pictures", partial(score, test / "base", scorer=JUDGES, out=judged["base"])),
@@ -155,13 +156,12 @@ def _stage(title: str, call: partial[str]) -> Stage:
     return Stage(title, call, command(call.func.__name__, call.args, call.keywords))
 
 
-def _train(out: Path, seed: int, backbone: str, sizes: Sizes) -> Stage:
-    recipe = load_recipe(RECIPES[backbone])
+def _train(out: Path, seed: int, name: str, recipe: Recipe, sizes: Sizes) -> Stage:
     steps = sizes.train_steps or recipe.run.steps
     changed = {"data": str(out / "train" / "pairs"), "out": str(out), "seed": seed}
     changed |= {"steps": steps} if sizes.train_steps else {}
     call = partial(train, replace(recipe.run, **changed), recipe={"name": recipe.path.name, "sha256": recipe.sha256})
-    return Stage(f"train on the pairs, {steps} steps", call, command("train", (RECIPES[backbone],), changed))
+    return Stage(f"train on the pairs, {steps} steps", call, command("train", (name,), changed))
 
 
 def command(verb: str, positional: tuple[Any, ...], flags: dict[str, Any]) -> str:

@@ -94,10 +94,13 @@ def proxy(found: dict) -> str:
         f"| {name} | {percent(of['any difference'])} of {of['pairs']} | {percent(of['an attribute'])} |"
         for name, of in found.items()
     ]
-    return """## Proxy
+    low = [name for name, of in found.items() if of["an attribute"] < 0.75]
+    missed = f"; missed on {' and '.join(low)}" if low else ""
+    return f"""## Proxy
 
 How often the proxy (open_clip, cosine of picture and prompt) prefers the picture that the gold score prefers, of two
 pictures of one dev prompt: wherever the gold scores differ, and where they differ by more than 0.1 (an attribute).
+The aim is 75 to 95 % of the latter, good enough to align and bad enough to be hacked{missed}.
 
 | pictures of | any difference | an attribute's difference |
 | --- | --- | --- |

@@ -187,6 +187,46 @@ def test_folders_that_hold_something_else_are_left_alone(world: Path, model: Pat
     assert contents(world, without=(".out", ".err", "__pycache__")) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("p.txt", None, "p.txt: no such prompt file"),
+        ("p.txt", b"\n \n", "p.txt: holds no prompt"),
+        ("p.txt", "a\n\u00fc".encode("latin-1"), "p.txt, line 2: is not UTF-8 (byte 2)"),
+        (
+            "p.jsonl", b'{"text": "a", "id": "1"}\n{"text": "b", "id": "1"}',
+            "p.jsonl, line 2, field id: '1' already stands for 'a'",
+        ),
+    ],
+    ids=("missing", "empty", "not UTF-8", "an id twice"),
+)  # fmt: skip
+def test_bad_prompt_files(name: str, data: bytes | None, expected: str, model: Path, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    assert said(run("sample", "--model", model, "--prompts", name, "--out", "o", cwd=tmp_path)) == expected
+    assert not (tmp_path / "o").exists()
+
+
+def test_folders_of_another_run_are_refused_and_stay(world: Path, model: Path) -> None:
+    (world / "p.txt").write_text("a red circle\n")
+    flags = ("--model", model, "--resolution", 32, "--steps", 1, "--batch", 2, "--policy.rank", 2, "--data", "pairs")
+    stages = {
+        "images-2": (("sample", "--model", model, "--prompts", "p.txt", "--steps", 1), "--seed", "seed = 0, not 1"),
+        "scores-2": (("score", "images", "--scorer", "scorer.py:brightness"), "--batch", "batch = "),
+        "pairs-2": (("pair", "scores-2"), "--seed", "seed = 0, not 1"),
+        "compare": (("compare", "scores-2", "scores-2"), None, "holds the comparison of "),
+        "run": (("train", "shapes_dpo", *flags), "--objective.beta", "objective.beta: 1000.0 -> 1.0"),
+    }
+    for out, (words, flag, expected) in stages.items():
+        assert run(*words, "--out", out, cwd=world).status == 0
+        before = contents(world / out)
+        other = (*words, flag, 1) if flag else (*words[:2], "scores")
+        line = said(run(*other, "--out", out, cwd=world))
+        assert out in line
+        assert expected in line
+        assert contents(world / out) == before
+
+
 def test_a_half_written_shard_is_named(world: Path) -> None:
     victim = world / "images" / "images" / "part-00000.parquet"
     victim.write_bytes(victim.read_bytes()[:100])

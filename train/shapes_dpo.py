@@ -6,7 +6,7 @@ beta: 1000, tuned (2000 in the paper for SD1.5, 5000 in its code), in the conven
 """
 
 from diffalign.objectives import DPO
-from diffalign.run import AdamW, LoRA, Run, Schedule
+from diffalign.run import AdamW, Evaluate, LoRA, Run, Schedule
 
 run = Run(
     model="shapes/sdxl",
@@ -17,6 +17,7 @@ run = Run(
     batch=32,
     optimizer=AdamW(lr=1e-3),
     schedule=Schedule("linear", warmup=5),
+    evaluate=Evaluate(steps=10, guidance=2.0),
     log_every=5,
     save_every=40,
 )

@@ -83,7 +83,11 @@ def load(folder: Path) -> Manifest:
     """The manifest of a record folder, whole or not; raises InputError where there is none that can be read."""
     path = folder / "diffalign.json"
     if not path.is_file():
-        what = "no such folder" if not folder.exists() else "holds no diffalign.json, so it is not a record folder"
+        what = (
+            "no such folder"
+            if not folder.exists()
+            else "holds no diffalign.json, so it is not a record folder; `import` makes one"
+        )
         raise InputError(f"{folder}: {what}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,10 @@
 """What a run computes once and never again: latents per unique image and view, embeddings per unique text."""
 
+import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ class Stores:
         for row, name in zip((row for row in self.rows[size] for _ in shown), self._names(size), strict=True):
             of.setdefault(name, ids[row].as_py())
         cut = _lacking(store, list(cache.cut(list(of), 16)))
-        wanted = {of[name] for batch in cut for name in batch}
+        wanted = {of[name]: name.partition(" ")[0] for batch in cut for name in batch}
         source = _Pictures(self.data.folder, wanted)
 
         def encode(batch: Sequence[str]) -> dict[str, Tensor]:
@@ -227,20 +228,23 @@ def _lacking(store: cache.Store, cut: Sequence[Sequence[str]]) -> list[Sequence[
 
 
 class _Pictures:
-    """The pictures of a folder, each read once, asked for in the order in which they are stored."""
+    """The pictures of a folder (id -> sha256), each read once, asked for in the order in which they are stored."""
 
-    def __init__(self, folder: Path, wanted: set[str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, wanted: Mapping[str, str]) -> None:
+        self.folder, self._wanted = folder, wanted
         self._source = folders.image_bytes(folder, wanted)
         self._name = ""
         self._picture = None
 
     def pixels(self, name: str, view: View) -> Tensor:
-        """The view of a picture; raises InputError where it cannot be decoded."""
+        """The view of a picture; raises InputError where it cannot be decoded, or is not the one on record."""
         while self._name != name:
             self._name, data = next(self._source)
             if self._name != name:
                 continue
+            if hashlib.sha256(data).hexdigest() != self._wanted[name]:
+                # its latents would lie under another picture's name, for all runs that share the cache
+                raise InputError(f"{self.folder}: image {name}: its bytes are not those of its sha256; import it again")
             try:
                 self._picture = decoding.rgb(data)
             except decoding.ERRORS as error:

@@ -98,9 +98,17 @@ def _draw(rows: int, shown: int, seed: int) -> Collection[int]:
 def split_of(path: Path, root: Path) -> str:
     """train, validation or test, by the last such word in the file's name or folders; "" where there is none."""
     words = _SPLIT.findall(str(path.relative_to(root) if path.is_relative_to(root) else path.name).lower())
-    return {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}.get(
-        words[-1] if words else "", words[-1] if words else ""
-    )
+    return _split(words[-1] if words else "")
+
+
+def _split(word: str) -> str:
+    return {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}.get(word, word)
+
+
+def _splits(file: File) -> dict[int, str]:
+    """The split of each row, of a file that has a column for it."""
+    rows = file.rows(["split"]) if "split" in file.columns else ()
+    return {row.number: _split((row.optional("split") or "").strip().lower()) for row in rows}
 
 
 def _source(
@@ -115,7 +123,7 @@ def _source(
     number = -1
     for file in files:
         cells = file.cells(reader.columns(file.columns)[1])
-        split = split_of(file.path, root if root.is_dir() else root.parent)
+        split, splits = split_of(file.path, root if root.is_dir() else root.parent), _splits(file)
         for found in readers.read(reader, file):
             number += 1
             entry = _remains(reader, file, found) if isinstance(found, RowError) else found
@@ -128,7 +136,8 @@ def _source(
                 except (RowError, pictures.Outside) as error:
                     side, data = Side(slot.field, None, None, error=error.detail), None
                 sides.append(dataclasses.replace(side, model=slot.model, data=data if number in shown else None))
-            seen = _seen(entry, split, tuple(sides), main)
+            own = splits.get(entry.slots[0].row, split) if entry.slots else split
+            seen = _seen(entry, own, tuple(sides), main)
             refused = isinstance(found, RowError)
             yield dataclasses.replace(seen, status="refused", error=str(found)) if refused else seen
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from diffalign import conversions
-from diffalign.records import Judgement
+from diffalign.records import InputError, Judgement
 
 Rows = list[Judgement]
 Scores = Mapping[str, Mapping[str, float]]
@@ -69,12 +69,14 @@ def in_dimension(rows: Sequence[Judgement], dimension: str) -> Rows:
 
 
 def softened(rows: Sequence[Judgement], temperature: float) -> Rows:
-    """Pairs with a score gap, with P = sigmoid(gap / temperature) for their label; the others as they are."""
+    """Pairs with P = sigmoid(score gap / temperature) for their label; what is no pair stays as it is."""
     found = []
     for row in rows:
-        if row.kind != "pair" or row.score_gap is None:
+        if row.kind != "pair":
             found.append(row)
             continue
+        if row.score_gap is None:
+            raise InputError(f"judgement {row.id}, field score_gap: is missing; name a folder with --scores")
         p = conversions.probability(row.score_gap, 0.0, temperature)
         found.append(dataclasses.replace(row, p=p, status="tie" if p == 0.5 else "decided", votes=None))
     return found

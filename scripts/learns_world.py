@@ -1,5 +1,6 @@
 """Judged groups of rendered pictures: the scene that a caption describes, against scenes that break it."""
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,8 @@ def picture(prompt: str, index: int, scene: Scene) -> Image:
     sink = io.BytesIO()
     PIL.Image.fromarray(render(scene)).save(sink, format="PNG")
     data, name = sink.getvalue(), digest("rendered", prompt, index)
-    return Image(name, prompt, {"bytes": data, "path": None}, digest(data), 64, 64, model="renderer", index=index)
+    shown = {"bytes": data, "path": None}
+    return Image(name, prompt, shown, hashlib.sha256(data).hexdigest(), 64, 64, model="renderer", index=index)
 
 
 def judged(kind: str, prompt: str, ids: Sequence[str], worse: int) -> list[Judgement]:

@@ -40,7 +40,7 @@ _COLUMNS: dict[str, tuple[Any, ...]] = {
     "has_label": (True, True, True, False, "false", None),
     "human_preference": ([1, 0], [0, 1], [1, 1], [0.0, 1.0]),
     "response": ("image_1", "image_2", "both_good", "both_bad", None),
-    "preferred": ("image_0", "image_1", "tie", "first", "1", 0, 0.0, None),
+    "preferred": ("image_0", "image_1", "tie", "first", "B", "1", 0, 0.0, None),
     "p_first": (0, 1, 0.5, "0.25", 0.75, None),
     "desirable": (0, 1, 0.5, "0.25", None),
     "weight": (1, "2", 0.0, None),
@@ -197,8 +197,9 @@ def _sides(name: str, cells: Cells, dimension: str) -> set[int]:
         first, second = (float(cells[f"weighted_results_image{i}_{column}"]) for i in (1, 2))
         return {_sign(first - second)}
     if name == "preferred":
-        words = {"image_0": 1, "0": 1, "0.0": 1, "first": 1, "tie": 0, "0.5": 0}
-        return {words.get(str(cells["preferred"]).strip(), -1)}
+        said = str(cells["preferred"]).strip().lower()
+        second = said in ("image_1", "1", "1.0", "second", "right", "b")
+        return {-1 if second else 0 if said in ("tie", "0.5", "equal", "draw") else 1}
     if name.startswith("open_image_preferences") and not name.endswith("binarised"):
         return {{"image_1": 1, "image_2": -1}.get(a, 0) for a in _answers(cells)}
     return {1}

@@ -335,6 +335,8 @@ def test_impossible_requests_are_refused(tmp_path: Path) -> None:
         keep(data, out=tmp_path / "a", min_agreement=2)
     with pytest.raises(InputError, match="nothing is left"):
         keep(data, out=tmp_path / "a", scores=scored(tmp_path, data), scorer="one", min_gap=99.0)
+    with pytest.raises(InputError, match="field score_gap: is missing"):
+        keep(data, out=tmp_path / "a", temperature=1.0)
     assert not (tmp_path / "a").exists()
     keep(data, out=tmp_path / "a", repeated="drop")
     with pytest.raises(InputError, match="was made with repeated = 'drop'"):

@@ -85,6 +85,9 @@ def test_prompts_that_leak_between_splits(tmp_path: Path) -> None:
     assert (found["splits"], found["leaked_prompts"], found["leaked_images"]) == (["train", "validation"], 1, 1)
     with pytest.raises(Finding, match="1 leaked prompts"):
         inspect(tmp_path / "data", strict=True)
+    rows = [row("a", sets.A, sets.B, 1.0, split=name) for name in ("Train", "val", None)]
+    found = counts(sets.parquet(tmp_path / "all.parquet", rows), tmp_path)
+    assert (found["splits"], found["leaked_prompts"]) == (["train", "validation"], 1)
 
 
 def test_the_names_of_generators_predict_labels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What is done to a group is done to all its images: crops, mirroring, sizes; what is computed once is read back."""
 
 import dataclasses
+import hashlib
 import logging
 import math
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from diffalign import backbones, buckets, folders, keeping, material, views, weights
 from diffalign.dataset import Dataset, Visit
 from diffalign.objectives import DPO
-from diffalign.records import Image, InputError, digest, pair
+from diffalign.records import Image, InputError, pair
 from diffalign.run import AdamW, LoRA, Pictures, Run
 from diffalign.sampling import sample
 from diffalign.trainer import Trainer
@@ -96,6 +97,17 @@ def run_of(model: Path, data: Path, out: Path, **shown: object) -> Run:
     return Run(str(model), DPO(), data=str(data), out=str(out), pictures=Pictures(**shown), **known)
 
 
+def test_a_picture_that_is_not_the_one_on_record_is_not_cached(models: dict[str, Path], tmp_path: Path) -> None:
+    images = worlds.images(tmp_path / "images", sizes=((32, 32),))
+    rows = [row for found in images.values() for row in found]
+    rows[3] = dataclasses.replace(rows[3], image=rows[4].image)
+    folders.write_part(tmp_path / "images", "images", 0, rows)
+    pairs = [pair(prompt, a.id, b.id, 1.0, source="test") for prompt, (a, b, _) in images.items()]
+    run = run_of(models["sdxl"], worlds.judged(tmp_path, pairs), tmp_path / "run")
+    with pytest.raises(InputError, match=f"image {rows[3].id}: its bytes are not those of its sha256"):
+        material.prepare(run, material.dataset_of(run), backbones.load(run.model))
+
+
 # --- buckets
 
 
@@ -120,9 +132,8 @@ def _wide(place: Path) -> dict[str, list[Image]]:
         for row in rows:
             data = worlds.png(int(row.id[:6], 16), size)
             image = {"bytes": data, "path": None}
-            changed[prompt].append(
-                dataclasses.replace(row, image=image, sha256=digest(data), width=size[0], height=size[1])
-            )
+            sha256, (width, height) = hashlib.sha256(data).hexdigest(), size
+            changed[prompt].append(dataclasses.replace(row, image=image, sha256=sha256, width=width, height=height))
     folders.write_part(place / "images", "images", 0, [r for rows in changed.values() for r in rows])
     return changed
 
@@ -140,10 +151,10 @@ def test_a_group_and_its_micro_batch_are_of_one_bucket(models: dict[str, Path], 
         ((width, height),) = views_
         assert trainer.material.x0(part).shape[2:] == (height // 2, width // 2)
         assert trainer.material.told(part)["time_ids"][:, 4:].unique(dim=0).tolist() == [[height, width]]
-    assert math.isfinite(float(next(iter(trainer)).metrics["loss"]))
+    first = next(iter(trainer)).metrics
+    assert math.isfinite(float(first["loss"]))
     small = dataclasses.replace(run, micro_batch=1)
     again = Trainer(dataclasses.replace(small, out=str(tmp_path / "other"), cache=str(tmp_path / "run" / "cache")))
-    first = next(iter(Trainer(dataclasses.replace(run, out=str(tmp_path / "third"))))).metrics
     torch.testing.assert_close(next(iter(again)).metrics["loss"], first["loss"], rtol=1e-4, atol=1e-6)
 
 

@@ -1,5 +1,6 @@
 """Record folders of pictures without a meaning, for tests that need judgements but no model and no scorer."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def images(place: Path, per_prompt: int = 3, sizes: Sequence[tuple[int, int]] = 
             name, image = digest("picture", prompt.id, index), {"bytes": data, "path": None}
             caption = f"{prompt.text} on the left" if index % 2 else None
             known = {"caption": caption, "model": "none", "seed": 0, "index": index}
-            row = Image(name, prompt.id, image, digest(data), width, height, **known)
+            row = Image(name, prompt.id, image, hashlib.sha256(data).hexdigest(), width, height, **known)
             made.setdefault(prompt.id, []).append(row)
     folders.begin(place, folders.Manifest("sample", {"world": per_prompt, "sizes": [list(s) for s in sizes]}, 1))
     folders.write_part(place, "prompts", 0, prompts)

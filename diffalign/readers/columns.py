@@ -7,7 +7,11 @@ prompt, chosen, rejected (as TRL has them); prompt, image_0, image_1 with `prefe
 
 from diffalign.readers.base import UNLABELLED, UNRANKED, Entry, Reader, Row, Slot, Verdict, each, finite, pair, ranking
 
-_PREFERRED = {"image_0": 1.0, "0": 1.0, "first": 1.0, "image_1": 0.0, "1": 0.0, "second": 0.0, "tie": 0.5, "0.5": 0.5}
+_WORDS = {
+    1.0: ("image_0", "0", "first", "left", "a"), 0.0: ("image_1", "1", "second", "right", "b"),
+    0.5: ("tie", "0.5", "equal", "draw"),
+}  # fmt: skip
+_PREFERRED = {word: p for p, words in _WORDS.items() for word in words}
 _KNOWN = ("rater", "dimension", "weight")
 
 
@@ -32,7 +36,7 @@ def _binary(row: Row) -> Entry:
 
 def _preferred(row: Row) -> Entry:
     value = row.get("preferred")
-    name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
     if value is not None and name not in _PREFERRED:
         raise row.error("preferred", "unknown answer", f"is {name[:40]!r}, expected image_0, image_1 or tie")
     verdict = UNLABELLED if value is None else pair(_PREFERRED[name])

@@ -69,7 +69,8 @@ def import_(
     Known by their columns: Pick-a-Pic, HPDv2, HPDv3, ImageRewardDB, open-image-preferences, Rapidata,
     Pick-Double-Caption, and plain tables: prompt, chosen, rejected; prompt, image_0, image_1, preferred (or p_first);
     prompt, images, ranks (or scores); prompt, image, desirable. Files may be Parquet, CSV, JSON, JSON lines or
-    webdataset tars, or folders chosen/ and rejected/, liked/ and disliked/, NAME_w and NAME_l, NAME_0 … (best first).
+    webdataset tars, or folders chosen/ and rejected/, liked/ and disliked/, NAME_w and NAME_l, NAME_0 … (best first),
+    with prompts in NAME.txt or in metadata.csv (file_name, prompt).
     Labels are read before any picture. What is left out is counted by reason in diffalign.json, and rows that could not
     be used are named in refused.csv.
 

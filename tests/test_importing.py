@@ -121,6 +121,28 @@ def test_likes_and_dislikes_of_folders(tmp_path: Path) -> None:
     assert {data[r.images[0]]: r.p for r in rows} == {sets.A: 1.0, sets.B: 0.0}
 
 
+def test_prompts_of_folders_may_be_listed(tmp_path: Path) -> None:
+    for side, data in (("chosen", sets.A), ("rejected", sets.B)):
+        for name in ("fox_1", "fox_2"):
+            (tmp_path / "sides" / side).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "sides" / side / f"{name}.png").write_bytes(data + name.encode())
+    lines = f"file_name,prompt\nfox_1.png,{sets.CURLY.replace(',', '')}\nchosen/fox_2.png,two\n"
+    (tmp_path / "sides" / "metadata.csv").write_text(lines, encoding="utf-8")
+    line = import_(tmp_path / "sides", out=tmp_path / "a")
+    assert set(folders.texts(tmp_path / "a").values()) == {sets.CURLY.replace(",", ""), "two"}
+    assert "not read" not in line
+    (tmp_path / "ends").mkdir()
+    for name, data in (("x_w", sets.A), ("x_l", sets.B)):
+        (tmp_path / "ends" / f"{name}.png").write_bytes(data)
+    rows = [{"file_name": "x_w.png", "prompt": "one"}, {"file_name": "x_l.png", "prompt": "one"}]
+    write(tmp_path / "ends" / "metadata.jsonl", rows)
+    import_(tmp_path / "ends", out=tmp_path / "b")
+    assert set(folders.texts(tmp_path / "b").values()) == {"one"}
+    write(tmp_path / "ends" / "metadata.jsonl", [rows[0], rows[1] | {"prompt": "two"}])
+    with pytest.raises(InputError, match=r"metadata.jsonl, line 2, field prompt: labels disagree"):
+        import_(tmp_path / "ends", out=tmp_path / "c")
+
+
 @pytest.mark.parametrize(
     ("dimension", "p"), [("overall", 0.75), ("coherence", 0.1), ("mean", 0.45), ("pareto", 0.5), ("all", None)]
 )

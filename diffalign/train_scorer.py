@@ -89,12 +89,13 @@ def train_scorer(
         "pairs": folders.load(pairs).fingerprint, "tower": hashed, "mode": mode, "dimensions": list(dimensions),
         "name": name, "hidden": hidden, "tune": tune, "test": test, **dataclasses.asdict(plan),
     }  # fmt: skip
-    _begin(out, arguments)
+    _require_same(out, arguments)
     if (out / trained.CARD).is_file():
         return _summary(out)
     known = choices.load(pairs, dimensions, tune, test, seed)
     choices.require(pairs, known)
     opened = open_tower(place)
+    write_atomically(out / ARGUMENTS, _text(arguments))
     known, learner = _learner(pairs, known, opened, hashed, mode, hidden, cache or out / "cache")
     choices.require(pairs, known)
     before = _measured(learner, known, slopes(learner, known)[0])
@@ -124,15 +125,18 @@ def _check(plan: Plan, hidden: int, tune: float, test: float) -> None:
         raise InputError(f"tune = {tune}, test = {test}: expected shares above 0 that leave something to train on")
 
 
-def _begin(out: Path, arguments: dict[str, Any]) -> None:
-    """Make `out` the folder of these arguments; raises InputError where it is that of others, or of something else."""
+def _text(value: object) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _require_same(out: Path, arguments: dict[str, Any]) -> None:
+    """Raise InputError where `out` is the folder of other arguments, or of something else."""
     path = out / ARGUMENTS
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder or a new name")
     if not path.is_file():
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out}: is not empty and holds no training of a scorer; choose another --out")
-        write_atomically(path, (json.dumps(arguments, indent=1) + "\n").encode())
         return
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(arguments))
     for name in now:
@@ -232,8 +236,8 @@ def _write(
             write_tower(folder, tower, place)
     state = {n: v.detach().cpu().contiguous() for n, v in learner.heads.state_dict().items()}
     write_atomically(out / trained.HEAD, safetensors.torch.save(state))
-    write_atomically(out / MEASURES, (json.dumps(measures, indent=1) + "\n").encode())
-    write_atomically(out / trained.CARD, (json.dumps(dataclasses.asdict(card), indent=1) + "\n").encode())
+    write_atomically(out / MEASURES, _text(measures))
+    write_atomically(out / trained.CARD, _text(dataclasses.asdict(card)))
     for left in (*checkpoint.found(out), out / "cache"):
         shutil.rmtree(left, ignore_errors=True)
 

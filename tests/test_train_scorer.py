@@ -253,7 +253,7 @@ def test_bad_flags(flags: dict, message: str, place: Path) -> None:
     given["out"] = place / given["out"]
     with pytest.raises(InputError, match=message):
         train_scorer(place / "pairs", **given)
-    assert not (place / "bad" / "scorer.json").exists()
+    assert not (place / "bad").exists()
 
 
 def test_other_towers_and_damaged_cards_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How far scorers agree with judgements of pairs: accuracy, Kendall's tau-b, and calibration on held-out prompts.
 
     diffalign score IMAGES --scorer pickscore hpsv2.1 --out SCORES
-    python scripts/agreement.py SCORES PAIRS [--out agreement.json]
+    python scripts/agreement.py SCORES PAIRS [--dimension NAME] [--out agreement.json]
 
 PAIRS holds judgements of images that SCORES scores (imported, or made by `diffalign pair` or `judge`). Accuracy is over
 decided pairs, P(first) = 1/2 being a tie; a tie of the scorer counts half; its interval is over resampled prompts. The
@@ -22,8 +22,13 @@ from diffalign.records import InputError
 from diffalign.streams import stream
 
 
-def agreement(scores: Path, pairs: Path) -> dict[str, dict[str, float]]:
-    """Scorer -> its numbers; raises InputError where the folders share no pair."""
+def agreement(scores: Path, pairs: Path, dimension: str = "") -> dict[str, dict[str, float]]:
+    """Scorer -> its numbers, by the judgements of one dimension where it is named.
+
+    Raises InputError where the folders are not what they should be, or share no pair.
+    """
+    folders.open_folder(scores, "score")
+    folders.open_folder(pairs, "pair", "import", "filter", "caption")
     values: dict[str, dict[str, float]] = {}
     prompts: dict[str, str] = {}
     for row in folders.read(scores, "scores", ["image_id", "prompt_id", "scorer", "value"]).to_pylist():
@@ -32,8 +37,8 @@ def agreement(scores: Path, pairs: Path) -> dict[str, dict[str, float]]:
             values.setdefault(row["scorer"], {})[row["image_id"]] = row["value"]
     rows = [
         (r["images"], r["p"])
-        for r in folders.read(pairs, "judgements", ["kind", "images", "p", "status"]).to_pylist()
-        if r["kind"] == "pair" and r["p"] is not None
+        for r in folders.read(pairs, "judgements", ["kind", "images", "p", "dimension"]).to_pylist()
+        if r["kind"] == "pair" and r["p"] is not None and dimension in ("", r["dimension"])
     ]
     found = {}
     for scorer, known in sorted(values.items()):
@@ -65,10 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", type=Path)
     parser.add_argument("pairs", type=Path)
+    parser.add_argument("--dimension", default="")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     try:
-        found = agreement(given.scores, given.pairs)
+        found = agreement(given.scores, given.pairs, given.dimension)
     except InputError as error:
         sys.exit(f"agreement: {error}")
     columns = ("pairs", "accuracy", "accuracy_low", "accuracy_high", "kendall_tau_b", "slope", "nll", "brier", "ece")

@@ -374,7 +374,7 @@ def test_pickles_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("pickscore", "yuvalkirstain/PickScore_v1: is not in the local hub cache; fetch it (`hf download"),
         ("hpsv2.1", "xswu/HPSv2: is not in the local hub cache"),
         ("imagereward", "THUDM/ImageReward: is not in the local hub cache"),
-        ("aesthetic", "needs the head's file, aesthetic=sac+logos"),
+        ("aesthetic", "trl-lib/ddpo-aesthetic-predictor: is not in the local hub cache"),
         ("aesthetic_v2.5", "AGPL-3.0: fetch it yourself"),
         ("aesthetic=nowhere.pth", "nowhere.pth: no such file"),
         ("pickscore=nowhere", "nowhere: no such file or folder"),

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import WEIGHTS, device, folder_of, locate, open_pretrained, read, revision, split
+from diffalign.scorers.checkpoints import (
+    WEIGHTS,
+    device,
+    file_in,
+    folder_of,
+    locate,
+    open_pretrained,
+    read,
+    revision,
+    split,
+)
 from diffalign.scorers.networks import Networks
 
 if TYPE_CHECKING:
@@ -14,31 +23,25 @@ if TYPE_CHECKING:
 
 TOWER = "openai/clip-vit-large-patch14"
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
+# the same tensors on the hub, where the predictor's authors have none
+COPY, COPIED = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 
 
 def aesthetic(place: str) -> Scorer:
     """head(f(image) / |f(image)|), about 1 to 10, of OpenAI's CLIP ViT-L/14; the prompt is not looked at.
 
-    `place` is "HEAD" or "HEAD,TOWER": the file sac+logos+ava1-l14-linearMSE.pth of the predictor's repository, and a
-    folder or hub id with the CLIP (default: the hub cache). Its authors state no probability.
+    `place` is "HEAD" or "HEAD,TOWER": the file sac+logos+ava1-l14-linearMSE.pth of the predictor's repository, its
+    folder or a hub id with it (default: a copy of it in the hub cache), and a folder or hub id with the CLIP (default:
+    the hub cache). Its authors state no probability.
     Source: Schuhmann et al. 2022 (LAION-5B), improved-aesthetic-predictor; Apache-2.0 licence.
     """
     head, tower = split(place, 2)
-    if not head:
-        raise InputError(f"scorer aesthetic: needs the head's file, aesthetic={HEAD}")
-    path = file_or_fail(head)
+    path = file_in(locate(head, COPY, (HEAD, COPIED)), HEAD, COPIED)
     folder = folder_of(locate(tower, TOWER, ("config.json", *WEIGHTS[:2], "*.safetensors")))
     opened = revision(path, folder)
     return Scorer(
         "aesthetic", opened, "PIL bicubic, rounded crop", lambda: Aesthetic(path, folder), blind=True, towers=True
     )
-
-
-def file_or_fail(place: str) -> Path:
-    """The local file named; raises InputError where it is none."""
-    if not Path(place).is_file():
-        raise InputError(f"{place}: no such file")
-    return Path(place)
 
 
 class Aesthetic(Networks):

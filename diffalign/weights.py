@@ -73,6 +73,9 @@ def _unpickled(path: Path) -> InputError:
 
 def _whole(folder: Path) -> Path:
     if not (folder / "model_index.json").is_file():
+        if (folder / "run.json").is_file():
+            advice = "`--model BASE --lora RUN`, or make a model of it: `diffalign convert RUN --to merged --out DIR`"
+            raise InputError(f"{folder}: is a run and no model; name what it was trained on, {advice}")
         raise InputError(f"{folder}: holds no model_index.json; expected a model folder in diffusers' layout")
     return folder
 

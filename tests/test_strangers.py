@@ -61,6 +61,12 @@ def without_tokenizer(models: dict[str, Path], place: Path) -> list[object]:
     return [place / "m"]
 
 
+def a_run(models: dict[str, Path], place: Path) -> list[object]:
+    (place / "m").mkdir()
+    (place / "m" / "run.json").write_text("{}")
+    return [place / "m"]
+
+
 def refiner(models: dict[str, Path], place: Path) -> list[object]:
     none = {"text_encoder": [None, None], "tokenizer": [None, None]}
     return [changed(models["sdxl"], place / "m", "model_index.json", **none), "--family", "sdxl"]
@@ -128,6 +134,7 @@ def nowhere(models: dict[str, Path], place: Path) -> list[object]:
 BAD = {
     without_index: r"m: holds no model_index.json; expected a model folder",
     without_tokenizer: r"m: holds no tokenizer/, which its model_index.json names; copy the whole model",
+    a_run: r"m: is a run and no model; name what it was trained on, `--model BASE --lora RUN`, or",
     refiner: r"a refiner.*expected an SDXL base model",
     magic: r"m/scheduler/scheduler_config.json: prediction type 'magic': expected",
     truncated: r"diffusion_pytorch_model.safetensors: is not a whole safetensors file; \d+ bytes, expected \d+",

@@ -1,8 +1,8 @@
 """What `diffalign train-scorer` learns of the embedded world's raters: the share of noise-free choices it predicts.
 
-    python scripts/scorer_world.py --out build/scorer [--pictures drawn] [--prompts 1000] [-- --steps 900 …]
+    python scripts/scorer_world.py --out build/scorer [--pictures rendered] [--prompts 1000] [-- --steps 800 …]
 
-Four pictures a prompt, drawn by the embedded model or rendered with 0 to 3 of the demanded attributes wrong; three
+Four pictures a prompt, rendered with 0 to 3 of the demanded attributes wrong, or drawn by the embedded model; three
 raters (literal, warm, cool: a dimension each) vote once on each two of them, with noise; ties where their utilities are
 as good as equal. A scorer with three heads learns from the votes. Of pictures of other prompts, of which it has seen
 nothing, the utilities without noise say which is better; printed is the share that the scorer names, wherever the
@@ -105,7 +105,7 @@ def main() -> None:
     """Make, train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", choices=("drawn", "rendered"), default="drawn")
+    parser.add_argument("--pictures", choices=("rendered", "drawn"), default="rendered")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--tests", type=int, default=128)
     own, _, rest = (list(g) for g in _cut(sys.argv[1:]))

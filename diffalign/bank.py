@@ -25,7 +25,7 @@ FORMAT = 1
 FREE = (
     "objective", "policy", "old", "labels", "curriculum", "out", "push", "cache", "bank", "draws", "steps", "batch",
     "micro_batch", "chunk", "parity", "optimizer", "schedule", "ema", "compile", "gradient_checkpointing", "log_every",
-    "save_every", "keep", "evaluate", "log_with",
+    "save_every", "keep", "evaluate", "log_with", "family",
 )  # fmt: skip
 # these enter by what they hold, not by where it lies
 CONTENT = ("model", "config", "init_lora", "reference", "data", "states")

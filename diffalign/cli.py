@@ -103,9 +103,9 @@ def _recipe(verb: str, words: list[str]) -> str:
         from diffalign.doctor import Consultation, doctor
 
         return doctor(parsing.parse(Consultation, words[1:], program, Consultation(default)), name=recipe.path.stem)
-    run = parsing.parse(Run, words[1:], program, default)
-    from diffalign.training import cache, train
+    from diffalign.training import Training, cache, train
 
     if verb == "cache":
-        return cache(run)
-    return train(run, recipe={"name": recipe.path.name, "sha256": recipe.sha256})
+        return cache(parsing.parse(Run, words[1:], program, default))
+    asked = parsing.parse(Training, words[1:], program, Training(default))
+    return train(asked.run, recipe={"name": recipe.path.name, "sha256": recipe.sha256}, resume=asked.resume)

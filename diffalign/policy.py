@@ -1,7 +1,6 @@
 """The denoiser in training and its past self: the only file that knows LoRA."""
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffalign import adapters, checkpoint, optimizers, quantization, weights, wrapping
+from diffalign import adapters, checkpoint, optimizers, policy_files, quantization, weights, wrapping
 from diffalign.backbones.base import Backbone
 from diffalign.backbones.lora import check_alone
 from diffalign.records import InputError
@@ -211,14 +209,14 @@ class Policy:
         Raises InputError naming the first one that is missing, foreign or of another shape.
         """
         known = self.masters
-        _fits(state, {n: p.shape for n, p in known.items()}, "checkpoint")
+        policy_files.fits(state, {n: p.shape for n, p in known.items()}, "checkpoint")
         for name, tensor in self.state().items():
             tensor.copy_(wrapping.part_of(state[name], known[name].data))
         optimizers.publish(self.parameters, self.masters)
         if moving is None:
             return
         own = {name: known[name.partition(".")[2]] for name in self.moving()}
-        _fits(moving, {n: p.shape for n, p in own.items()}, "checkpoint")
+        policy_files.fits(moving, {n: p.shape for n, p in own.items()}, "checkpoint")
         for name, tensor in self.moving().items():
             tensor.copy_(wrapping.part_of(moving[name], own[name].data))
 
@@ -228,18 +226,15 @@ class Policy:
 
         Raises InputError naming the file, where it does not fit this policy.
         """
+        part = self.backbone.part
         if isinstance(self.adaptation, LoRA):
             file = weights.adapter_file(place)
-            found = _adapter(file, self.backbone.part, self.adaptation)
+            found = policy_files.adapter(file, part, self.adaptation.rank, self.adaptation.alpha)
         else:
-            folder = next((f for f in (place / "policy", place) if f.is_dir()), place) / self.backbone.part
-            file, found = folder, {}
-            for part in sorted(folder.glob("*.safetensors")):
-                found |= {n: t for n, t in _tensors(part)[0].items() if n in self.parameters}
-            if not found:
-                raise InputError(f"{folder}: holds no safetensors of the denoiser")
+            file = next((f for f in (place / "policy", place) if f.is_dir()), place) / part
+            found = policy_files.folder(file, self.parameters)
         read = {n: torch.empty_like(p.data) for n, p in self.masters.items()}
-        _fits(found, {n: t.shape for n, t in read.items()}, str(file))
+        policy_files.fits(found, {n: t.shape for n, t in read.items()}, str(file))
         return {n: t.copy_(found[n]) for n, t in read.items()}
 
     def final(self) -> dict[str, Tensor]:
@@ -281,41 +276,7 @@ class Policy:
             with wrapping.lent(self.parameters, final, self.denoiser):
                 self.denoiser.save_pretrained(folder)
             return
-        kind = next(c for c in type(self.denoiser).__mro__ if c.__module__.startswith("diffusers."))
-        with torch.device("meta"):
-            plain = kind.from_config(self.denoiser.config)
-        plain.load_state_dict(final, assign=True)
-        plain.save_pretrained(folder)
-
-
-def _fits(source: dict[str, Tensor], shapes: dict[str, torch.Size], where: str) -> None:
-    for name in sorted(set(source) | set(shapes)):
-        if name not in source or name not in shapes or source[name].shape != shapes[name]:
-            raise InputError(f"{where}: tensor {name} does not fit this policy")
-
-
-def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file."""
-    try:
-        with safe_open(file, "pt") as found:
-            return {k: found.get_tensor(k) for k in found.keys()}, found.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: is not a whole safetensors file ({str(error)[:80]})") from None
-
-
-def _adapter(file: Path, part: str, lora: LoRA) -> dict[str, Tensor]:
-    """The tensors of an adapter in diffusers' layout under the names they have here, B scaled to alpha / rank here."""
-    tensors, metadata = _tensors(file)
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    rank = config.get(f"{part}.r", lora.rank)
-    if rank != lora.rank:
-        raise InputError(f"{file}: has rank {rank}, expected that of the policy, {lora.rank}")
-    scale = config.get(f"{part}.lora_alpha", rank) / lora.alpha
-    named = {}
-    for name, tensor in tensors.items():
-        inner = name.removeprefix(f"{part}.").replace(".lora_A.", ".lora_A.default.")
-        named[inner.replace(".lora_B.", ".lora_B.default.")] = tensor * scale if ".lora_B." in name else tensor
-    return named
+        policy_files.write_like(self.denoiser, folder, final)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from diffalign import attention, backbones, bank, card, checkpoint, folders, journal, tracking, watching, weights
+from diffalign.parsing import Unprefixed
 from diffalign.progress import bar, track
 from diffalign.records import InputError
 from diffalign.run import LoRA, Run
@@ -27,7 +29,20 @@ class Stopped(InputError):
     status: ClassVar[int] = 128 + signal.SIGTERM
 
 
-def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
+@dataclass(frozen=True)
+class Training:
+    """What `train` is asked: the recipe's run with its flags.
+
+    Attributes:
+        run: The run.
+        resume: Refuse to begin: go on, or say that there is nothing to go on from. The same command goes on without it.
+    """
+
+    run: Annotated[Run, Unprefixed]
+    resume: bool = False
+
+
+def train(run: Run, *, recipe: dict[str, str] | None = None, resume: bool = False) -> str:
     """Train a run to its end, going on where it was interrupted; returns one line that says what to do next.
 
     Writes `run.json`, `metrics.jsonl`, `checkpoint-N/` and at the end `policy/`; where it is evaluated
@@ -36,6 +51,8 @@ def train(run: Run, *, recipe: dict[str, str] | None = None) -> str:
     family than the recipe's, or where an error is no longer finite.
     """
     out, run = Path(run.out), resolved(run)
+    if resume and not (checkpoint.found(out) or (out / "policy").exists()):
+        raise InputError(f"{out}: holds no checkpoint to go on from; leave out --resume to begin")
     described = journal.describe(out, run, recipe or {}, torch.get_num_threads())
     if (out / "policy").exists():
         _push(run)

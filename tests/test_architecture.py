@@ -16,7 +16,7 @@ FLOORS = {
     "manifest": 0, "conversions": 0, "intervals": 0, "card": 0, "rules": 0, "sets": 0, "outsiders": 0,
     "prompts": 0, "worklist": 0, "keeping": 1, "drawing": 3, "plan": 3, "redrawing": 3, "jury": 3, "job": 3,
     "calibration": 0, "choices": 1, "fitting": 3,
-    "alarms": 0, "counting": 1, "wrapping": 1,
+    "alarms": 0, "counting": 1, "wrapping": 1, "policy_files": 1,
     "adapters": 1, "attention": 1, "activations": 1, "quantization": 1, "compiling": 1, "optimizers": 1,
     "objectives": 1, "diffusion": 1, "times": 1, "inversion": 1, "scorers": 1, "checkpoint": 1, "shapes": 1,
     "run": 2, "recipes": 2, "backbones": 2, "cache": 2, "scoring": 2, "pairing": 2, "filtering": 2, "inspecting": 2,
@@ -47,7 +47,7 @@ SAME_FLOOR = {
     ("importing", "readers"), ("inspecting", "readers"), ("inspecting", "observations"), ("inspecting", "gallery"),
     ("pairing", "grouping"), ("pairing", "gathering"), ("states", "material"), ("pushing", "readers"),
     ("observations", "readers"), ("gallery", "observations"), ("gallery", "readers"), ("doctor", "needs"),
-    ("optimizers", "wrapping"),
+    ("optimizers", "wrapping"), ("training", "parsing"),
 }  # fmt: skip
 HEAVY = {
     "tyro": {"parsing"},

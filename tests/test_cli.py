@@ -94,6 +94,10 @@ def test_help_of_train_shows_the_recipes_own_fields(tmp_path: Path) -> None:
         (["train", "shapes_dpo", "--data", "d", "--steps", "0"], "steps = 0: expected at least 1"),
         (["train", "shapes_dpo"], "data: is missing; give --data FOLDER"),
         (["train", "shapes_dpo", "--data", "nowhere"], "nowhere: no such folder"),
+        (
+            ["train", "shapes_dpo", "--data", "d", "--out", "o", "--resume"],
+            "o: holds no checkpoint to go on from",
+        ),
         (["sample", "--model", "m", "--prompts", "p.txt", "--out", "o"], "p.txt: no such prompt file"),
         (["score", "nowhere", "--scorer", "gold", "--out", "o"], "nowhere"),
         (["pair", "nowhere", "--out", "o"], "nowhere: no such folder"),

@@ -135,7 +135,11 @@ def _plan(reader: Reader, files: list[File], policy: Policy, bad: str) -> _Plan:
     if not kept:
         counted = dropped + Counter(e.reason for e in refused)
         why = f"{shelf.known(counted) or 'there is none'}{f' (first: {refused[0]})' if refused else ''}"
-        raise InputError(f"{files[0].path}: no row of {rows} can be used: {why}")
+        unsaid = files[0].path.is_dir() and "no prompt" in counted
+        remedy = (
+            "; prompts are in NAME.txt beside the pictures, or in metadata.csv (file_name, prompt)" if unsaid else ""
+        )
+        raise InputError(f"{files[0].path}: no row of {rows} can be used: {why}{remedy}")
     return _Plan(reader, files, policy, rows, kept, prompts, dropped, refused)
 
 

@@ -134,6 +134,10 @@ def test_prompts_of_folders_may_be_listed(tmp_path: Path) -> None:
     (tmp_path / "ends").mkdir()
     for name, data in (("x_w", sets.A), ("x_l", sets.B)):
         (tmp_path / "ends" / f"{name}.png").write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"1 no prompt .*; prompts are in NAME.txt beside the pictures, or in metadata"
+    ):
+        import_(tmp_path / "ends", out=tmp_path / "b")
     rows = [{"file_name": "x_w.png", "prompt": "one"}, {"file_name": "x_l.png", "prompt": "one"}]
     write(tmp_path / "ends" / "metadata.jsonl", rows)
     import_(tmp_path / "ends", out=tmp_path / "b")

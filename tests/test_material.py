@@ -64,6 +64,19 @@ def test_pixels_are_the_part_that_the_view_names(width: int, height: int, x: flo
     assert torch.equal(found[1, :, 0], torch.arange(height).float())
 
 
+@pytest.mark.parametrize("size", [(96, 96), (200, 130), (31, 47)])
+def test_pixels_are_those_of_pillow_within_a_level(size: tuple[int, int]) -> None:
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    view = View(64, 64, 0.25, 0.75)
+    covered = views.covering(size, (64, 64))
+    left, top = views.corner(covered, view)
+    whole = np.asarray(picture.resize(covered, PIL.Image.Resampling.BILINEAR), np.int16)
+    found = views.pixels(picture, view).permute(1, 2, 0).numpy().astype(np.int16)
+    off = np.abs(found - whole[top : top + 64, left : left + 64])
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.005
+
+
 def test_both_sides_are_shown_alike(models: dict[str, Path], tmp_path: Path) -> None:
     """Two copies of one picture in a pair have the same latents at every visit, whatever is drawn."""
     images = worlds.images(tmp_path / "images", sizes=((48, 32),))

@@ -47,7 +47,7 @@ def convert(
             "merged" (whole model folder with the policy's weights), "single-file" (the same as one file; SD and SDXL).
         out: Folder, or for kohya, comfyui and single-file a .safetensors file.
         model: What the adapter was trained on; a run knows by itself.
-        config: Folder in diffusers' layout that says what a single file `model` is.
+        config: Folder in diffusers' layout, or hub id, that says what a single file `model` is.
         dtype: Of the weights of a merged model; adapters stay in float32.
         compared: Folder that `compare` wrote, for the win rates in the model card of a folder.
         gallery: Record folder of images, the first eight of which go into the model card of a folder.

@@ -210,7 +210,7 @@ class Run:
     Attributes:
         model: Model folder in diffusers' layout, a hub id, or a single .safetensors file (with `config`).
         objective: How to align.
-        config: Folder in diffusers' layout that says what a single file is.
+        config: Folder in diffusers' layout, or hub id, that says what a single file is.
         family: What the recipe's numbers are for; a model of another family is refused until it is named here. "any"
             asks nothing.
         init_lora: Adapter (file, or folder of a run) that is put into the base's weights first, so that policy and

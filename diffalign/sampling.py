@@ -66,7 +66,7 @@ def sample(
         column: Field of the prompts.
         lora: Adapters, FILE or FILE=weight: files in the layout of diffusers, kohya or ComfyUI, folders that hold one,
             or run folders.
-        config: Folder in diffusers' layout that says what a single file is.
+        config: Folder in diffusers' layout, or hub id, that says what a single file is.
         per_prompt: Images per prompt.
         seed: Names the noise, with the prompt and the image's index.
         batch: Images per denoiser call (two rows each with guidance).

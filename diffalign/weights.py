@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+_FILES = (".safetensors", *_PICKLES)
+# what a pipeline reads beside weights; chat templates are in Jinja
+_TOLD = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja")
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Source:
 
 
 def locate(model: str, config: str = "", *, whole: bool = True) -> Source:
-    """Where a model lies: a local folder, a single .safetensors file that the folder `config` describes, a shipped
-    model ("shapes/sdxl"), or the snapshot of a hub id ("owner/name"), fetched only because it was named, and unless
-    `whole` no more of it than its index.
+    """Where a model lies: a local folder, a single .safetensors file that the folder or hub id `config` describes, a
+    shipped model ("shapes/sdxl"), or the snapshot of a hub id ("owner/name"), fetched only because it was named, and
+    unless `whole` no more of it than its index.
 
     Raises InputError where there is no model, saying what was expected.
     """
@@ -45,12 +48,24 @@ def locate(model: str, config: str = "", *, whole: bool = True) -> Source:
         raise _unpickled(path)
     if path.exists():
         header(path)
-        return Source(_whole(Path(config)) if config else path, path)
+        return Source(_described(config) if config else path, path)
     if model.startswith("shapes/"):
         return Source(_whole(places.asset(model)))
-    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith((".safetensors", *_PICKLES)):
+    if not on_hub(model):
         raise InputError(f"{model}: no such model folder or file")
     return Source(_snapshot(model, whole=whole))
+
+
+def on_hub(name: str) -> bool:
+    """Whether this can be a hub id, "owner/name"."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(_FILES)
+
+
+def _described(config: str) -> Path:
+    """The folder that says what a single file is; of a hub id all but its weights are fetched."""
+    if Path(config).exists() or not on_hub(config):
+        return _whole(Path(config))
+    return _whole(snapshot(config, _TOLD))
 
 
 def check_part(folder: Path) -> None:
@@ -82,9 +97,8 @@ def _whole(folder: Path) -> Path:
 
 def _snapshot(name: str, *, whole: bool) -> Path:
     # files at the top are single checkpoints beside the folders, and variants are copies in another dtype
-    # chat templates are in Jinja
-    parts = ("*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja") if whole else ()
-    return _whole(snapshot(name, ("model_index.json", *parts), ("*.fp16.*", "*.non_ema.*", "safety_checker/*")))
+    wanted = (*_TOLD, "*/*.safetensors") if whole else _TOLD[:1]
+    return _whole(snapshot(name, wanted, ("*.fp16.*", "*.non_ema.*", "safety_checker/*")))
 
 
 def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, fetch: bool = True) -> Path:

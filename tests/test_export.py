@@ -473,6 +473,34 @@ def test_single_files_want_their_config(models: dict[str, Path], tmp_path: Path,
         backbones.load(str(file), config=str(models[name]))
 
 
+def test_a_single_files_config_may_be_a_hub_id(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but weights is fetched of it, and it is fetched for no other reason than that it was named."""
+    file, place, asked = tmp_path / "model.safetensors", tmp_path / "hub", []
+    whole = backbones.load(str(models["sd"]))
+    single_file.write(whole.pipe, file)
+
+    def fetch(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append(name)
+        files = [p.relative_to(models["sd"]).as_posix() for p in models["sd"].rglob("*") if p.is_file()]
+        for kept in huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+            (place / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(models["sd"] / kept, place / kept)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    found = backbones.load(str(file), config="owner/sd")
+    torch.testing.assert_close(output(found), output(whole), rtol=0, atol=1e-5)
+    assert torch.equal(
+        found.encode_prompts(["a red circle"])["prompt_embeds"], whole.encode_prompts(["a red circle"])["prompt_embeds"]
+    )
+    assert set(asked) == {"owner/sd"}
+    assert not list(place.rglob("*.safetensors"))
+    with pytest.raises(InputError, match="holds no model_index.json"):
+        backbones.load(str(file), config=str(tmp_path / "nowhere"))
+
+
 @pytest.mark.parametrize(
     ("tensor", "what"),
     [

@@ -341,6 +341,7 @@ def sana() -> diffusers.SanaPipeline:
         cross_attention_dim=8,
         caption_channels=32,
         sample_size=32,
+        timestep_scale=0.5,
     )
     encoder = Gemma2Model(Gemma2Config(head_dim=8, query_pre_attn_scalar=8, **language(tokenizer)))
     return diffusers.SanaPipeline(

@@ -97,13 +97,14 @@ def hollow(model: str, config: str = "") -> Hollow:
 def configurations(model: str, config: str = "") -> dict[str, dict[str, Any]]:
     """`model_index.json` and the configuration of every part with weights, by folder."""
     known = json.loads(places.asset("architectures.json").read_text())
-    if model in known and not Path(model).exists():
-        return known[model]
-    place = Path(config or model)
+    name = config or model
+    if name in known and not Path(name).exists():
+        return known[name]
+    place = Path(name)
     if not place.is_dir():
-        named = place.suffix == "" and model.count("/") == 1 and not model.startswith(("shapes/", ".", "/", "~"))
+        fetched = not place.exists() and not name.startswith("shapes/") and weights.on_hub(name)
         wanted = ("model_index.json", "*/config.json")
-        place = weights.snapshot(model, wanted) if named else weights.locate(model, config).folder
+        place = weights.snapshot(name, wanted) if fetched else weights.locate(model, config).folder
     found = {"model_index.json": weights.index(place)}
     for file in sorted(place.glob("*/config.json")):
         try:

@@ -65,8 +65,8 @@ def check(source: weights.Source) -> None:
         raise InputError(f"{source.file}: is a single file of {kind.name}, which is not read as such; {advice}")
     if source.folder == source.file:
         raise InputError(
-            f"{source.file}: is a single file of {kind.name}; give --config, a folder in diffusers' layout with its "
-            f"configuration and tokenizers, likely that of {kind.example}"
+            f"{source.file}: is a single file of {kind.name}; give --config, its configuration and tokenizers: a "
+            f"folder in diffusers' layout or a hub id, likely {kind.example}"
         )
     named = weights.index(source.folder)["_class_name"]
     if named != kind.pipeline:

@@ -273,8 +273,9 @@ class Trainer:
             told = ", ".join(r.id for r in group.judgements[:3])
             what = f"the error of image {name} (group {group.id}, judgements {told})"
         raise InputError(
-            f"step {first}: {what} is not finite; nothing of this step was saved. Lower optimizer.lr "
-            f"({self.run.optimizer.lr}) and run the command again to go on from the last checkpoint"
+            f"step {first}: {what} is not finite; nothing of this step was saved, and the checkpoints before it stay. "
+            f"The same command would end the same: begin again with a lower optimizer.lr ({self.run.optimizer.lr}) and "
+            "another --out"
         )
 
     def together(self) -> contextlib.AbstractContextManager[None]:

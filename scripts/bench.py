@@ -120,7 +120,7 @@ if __name__ == "__main__":
         "loading": loading,
         "toggle": toggle,
         "counters": lambda: bench_counters.table(list(bench_counters.MODELS)),
-        "ratios": lambda: bench_ratios.main(rounds=5, pairs=4),
+        "ratios": lambda: bench_ratios.main(),
     }
     for name in sys.argv[1:] or ("imports", "loading", "toggle"):
         known[name]()

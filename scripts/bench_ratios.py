@@ -1,6 +1,6 @@
 """Ratios of processor time on one thread: what a cache saves, what the library costs, what other scripts do.
 
-    python scripts/bench_ratios.py [--rounds 5] [--pairs 4]
+    python scripts/bench_ratios.py [--rounds 5] [--pairs 4] [--rows bank latents …]
 
 A small UNet on 32 x 32 latents, with an autoencoder that costs beside it about what SDXL's does at 1024 pixels (0.72 of
 a forward pass there). Two steps are timed in turn, A B A, A B A …, each by the process's own processor time; a ratio is
@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from diffalign.objectives import DPO
 from diffalign.run import Full, LoRA
 
 SIDE = 128
+ROWS = ("bank", "latents", "overhead", "salesforce", "diffusers", "mapo")
 TEXT = {"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "projection_dim": 32, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
@@ -98,28 +99,34 @@ def flops(call: Callable[[], None]) -> float:
     return mode.get_total_flops()
 
 
-def main(rounds: int, pairs: int) -> None:
+Pair = tuple[Callable[[], None], Callable[[], None]]
+
+
+def row(world: World, name: str, pairs: int) -> tuple[str, Pair, str]:
+    """(what is compared, the two steps, the bound) of a row."""
+    full, lora = Full(), LoRA(rank=8, alpha=8.0)
+    if name == "bank":
+        steps = (ours(world, full, pairs, bank=False), ours(world, full, pairs))
+        return "live reference / bank", steps, ">= 1.25"
+    if name == "latents":
+        steps = (encoding(ours(world, full, pairs), world), ours(world, full, pairs))
+        return "autoencoder in the loop / cached latents", steps, ">= 1.15"
+    if name == "overhead":
+        made = ours(world, full, pairs)
+        return "the library / a bare loop", (made, bare(made, pairs)), "<= 1.05"
+    script = {"salesforce": SALESFORCE, "diffusers": DIFFUSERS, "mapo": MAPO}[name]
+    plain = dataclasses.replace(script, offload=False, every=1)
+    base = ours(world, lora if script.rank else full, pairs)
+    return f"{script.name} / ours", (Theirs(world, plain, pairs, None), base), ""
+
+
+def main(rounds: int = 5, pairs: int = 4, rows: Sequence[str] = ROWS) -> None:
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", "diffusers"))
     print(f"{datetime.datetime.now(datetime.UTC).date()}, {versions}, {pairs} pairs a step, {rounds} rounds")
     print(f"{'processor time, one thread':<52} {'median':>7} {'range':>13} {'by FLOP':>8}  must be", flush=True)
     with tempfile.TemporaryDirectory() as place:
         world = small(Path(place))
-        full = Full()
-        cached, lora = ours(world, full, pairs), ours(world, LoRA(rank=8, alpha=8.0), pairs)
-        rows: list[tuple[str, Callable[[], None], Callable[[], None], str]] = [
-            ("live reference / bank", ours(world, full, pairs, bank=False), cached, ">= 1.25"),
-            (
-                "autoencoder in the loop / cached latents",
-                encoding(ours(world, Full(), pairs), world),
-                cached,
-                ">= 1.15",
-            ),
-            ("the library / a bare loop", cached, bare(cached, pairs), "<= 1.05"),
-        ]
-        for script, base in ((SALESFORCE, cached), (DIFFUSERS, lora), (MAPO, cached)):
-            plain = dataclasses.replace(script, offload=False, every=1)
-            rows.append((f"{script.name} / ours", Theirs(world, plain, pairs, None), base, ""))
-        for what, a, b, bound in rows:
+        for what, (a, b), bound in (row(world, name, pairs) for name in rows):
             middle, low, high = ratio(rounds, a, b)
             print(f"{what:<52} {middle:7.3f} {low:6.2f}-{high:5.2f} {flops(a) / flops(b):8.3f}  {bound}", flush=True)
 
@@ -128,5 +135,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     torch.set_num_threads(1)
     main(**vars(parser.parse_args()))

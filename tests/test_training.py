@@ -346,7 +346,7 @@ def test_a_number_that_is_none_stops_it_and_saves_nothing(plain: Run) -> None:
     data = dataset.Dataset(Path(plain.data))
     first = data.visits(wild.seed, 1, wild.batch)[0].group
     assert said.startswith(f"step 2: the error of image {first.images[0]} (group {first.id}, judgements ")
-    assert "is not finite; nothing of this step was saved. Lower optimizer.lr (1e+30)" in said
+    assert "is not finite; nothing of this step was saved, and the checkpoints" in said
     assert [p.name for p in Path(wild.out).glob("checkpoint-*")] == ["checkpoint-1"]
     assert [m["step"] for m in metrics(wild.out)] == [1]
     assert not (Path(wild.out) / "policy").exists()
@@ -367,7 +367,7 @@ def test_one_bad_image_is_named_at_its_step(plain: Run, monkeypatch: pytest.Monk
     said = message(dataclasses.replace(plain, log_every=100, save_every=100))
     group = third[1].group
     known = f"(group {group.id}, judgements {group.judgements[0].id})"
-    assert said.startswith(f"step 3: the error of image {image} {known} is not finite; nothing of this step was saved.")
+    assert said.startswith(f"step 3: the error of image {image} {known} is not finite; nothing of this step was saved,")
     assert not list(Path(plain.out).glob("checkpoint-*"))
 
 

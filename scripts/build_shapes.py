@@ -3,8 +3,8 @@
     python scripts/build_shapes.py all    # in this order; each stage goes on where it was interrupted
     python scripts/build_shapes.py sdxl --steps 300 --work build/trial
 
-Each stage takes one core; two stages run beside each other on two cores. All take at most 45 minutes but sd3, which took
-75: its aim, 45 minutes on two cores, was not tried.
+Each stage takes one core; two stages run beside each other on two cores. All take at most 45 minutes but sd3, which
+took 75: its aim, 45 minutes on two cores, was not tried.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Diffusion-DPO with a share of likelihood on the embedded world's DiT: LoRA, pairs judged by the CLIP proxy.
 
 Paper: RPO, arXiv 2404.19733, for language models; for flows VideoAlign, arXiv 2501.13918.
-beta: 100, tuned (flow_grpo has 100 for SD3.5), in the convention used everywhere here (half, mean). sft: tuned, close to
-the slope beta / 4 that DPO starts with.
+beta: 100, tuned (flow_grpo has 100 for SD3.5), in the convention used everywhere here (half, mean). sft: tuned; DPO
+starts with a slope of beta / 4.
 Times: logit-normal about 0.67, tuned: more noise than the standard law has.
 Targets: the text's side of every block alone. What pairs teach of attributes is what words mean; on the picture's side
 the same pairs also blur what was crisp.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from diffalign import cli, demo, folders
 from diffalign.demo import Sizes, run_demo
+from diffalign.recipes import load_recipe
 from diffalign.records import InputError
 
 SMALL = Sizes(train_prompts=10, per_prompt=2, train_steps=2, test_prompts=6, batch=8, steps=2)
@@ -132,6 +133,14 @@ def interrupted(stage: Callable[..., str]) -> Callable[..., str]:
 
     stopped.__name__ = stage.__name__
     return stopped
+
+
+def test_all_pictures_are_drawn_as_the_recipe_is_evaluated(backbone: str) -> None:
+    known = load_recipe(demo.RECIPES[backbone]).run.evaluate
+    commands = [stage.command for stage in demo.plan(Path("out"), 0, backbone, Sizes())]
+    drawn = [command for command in commands if command.startswith("diffalign sample")]
+    assert len(drawn) == 3
+    assert all(f"--steps {known.steps} --guidance {known.guidance} " in command for command in drawn)
 
 
 def test_another_demonstration_in_the_same_folder_is_refused(whole: Path, backbone: str) -> None:

@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -324,7 +325,7 @@ class Trainer:
         self.scale = optimizers.Scale(*data["scale"])
         self.step, self.divergence, self.best = data["step"], data["divergence"], data.get("best")
 
-    def export(self, folder: Path, beside: dict[str, bytes]) -> None:
+    def export(self, folder: Path, beside: Mapping[str, bytes] = MappingProxyType({})) -> None:
         """Write the policy as others load it, with files beside it; all processes take part, the first one writes."""
         final = self.policy.final()
         if self.accelerator.is_main_process:

@@ -13,7 +13,7 @@ run = Run(
     objective=DPO(beta=1000.0),
     policy=LoRA(rank=16, alpha=16.0),
     resolution=64,
-    steps=120,
+    steps=240,
     batch=32,
     optimizer=AdamW(lr=1e-3),
     schedule=Schedule("linear", warmup=5),

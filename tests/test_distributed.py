@@ -112,7 +112,7 @@ def shards(place: Path, runs: dict[str, Run]) -> None:
         for mine, other in zip(trainer.policy.state().values(), again.policy.state().values(), strict=True):
             assert torch.equal(mine, other)
         held = {n: wrapping.whole(wrapping.local(p.data), p.data) for n, p in trainer.policy.masters.items()}
-        trainer.export(place / name / "policy", "")
+        trainer.export(place / name / "policy", {})
         if rank == 0:
             save_file(held, place / f"{name}.safetensors")
     run = dataclasses.replace(runs["pairs"], out=str(place / "run"))
@@ -145,7 +145,7 @@ def alone(
         trainer, seen[name] = steps_of(run)
         weights[name] = {n: t.clone() for n, t in trainer.policy.state().items()}
         if name in ("parts", "full"):
-            trainer.export(Path(run.out) / f"{name} policy", "")
+            trainer.export(Path(run.out) / f"{name} policy", {})
     return runs, weights, seen
 
 

@@ -39,7 +39,7 @@ def caption(
         raise InputError(f"batch = {batch}: expected at least 1")
     describe = _loaded(captioner, "captioner", mode in ("caption", "hybrid"))
     perturb = _loaded(perturber, "perturber", mode in ("perturb", "hybrid"))
-    folders.open_folder(data, "pair", "import", "filter", "caption")
+    folders.open_folder(data, *folders.JUDGED)
     rows = folders.records(data, "judgements")
     losers = _losers(data, rows) if perturb else set()
     images, texts = folders.image_rows(data), folders.texts(data)

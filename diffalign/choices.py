@@ -14,7 +14,6 @@ from diffalign.conversions import TIED
 from diffalign.records import InputError, Judgement, digest
 
 TRAIN, TUNE, TEST = range(3)
-STAGES = ("pair", "import", "filter", "caption")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def load(folder: Path, dimensions: Sequence[str], tune: float, test: float, seed
 
     `dimensions` are those to take, all where empty. Raises InputError where there are none.
     """
-    folders.open_folder(folder, *STAGES)
+    folders.open_folder(folder, *folders.JUDGED)
     texts, images = folders.texts(folder), folders.image_rows(folder)
     counts: Counter[str] = Counter()
     rows = [row for row in _pairs(folder, images, counts) if not dimensions or _dimension(row) in dimensions]

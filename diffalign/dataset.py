@@ -86,7 +86,7 @@ class Dataset:
         labels: Literal["as_given", "swapped"] = "as_given",
         cache: Path | None = None,
     ) -> None:
-        self.fingerprint = folders.open_folder(folder, "pair", "import", "filter", "caption").fingerprint
+        self.fingerprint = folders.open_folder(folder, *folders.JUDGED).fingerprint
         self.folder, self.index = folder, index.load(folder, cache)
         self.kind: str = self.index.judgements["kind"][0].as_py()
         self.images, self.texts = self.index.images, self.index.texts

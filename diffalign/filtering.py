@@ -176,7 +176,7 @@ def _said(dropped: Mapping[str, int]) -> str:
 
 
 def _load(data: Path, scores: Path | None) -> _Data:
-    folders.open_folder(data, "import", "pair", "filter", "caption")
+    folders.open_folder(data, *folders.JUDGED)
     every = folders.records(data, "judgements")
     rows = [r for r in every if r.status in ("decided", "tie")]
     silent = Counter(r.status for r in every if r.status not in ("decided", "tie"))

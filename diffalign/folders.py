@@ -19,8 +19,8 @@ from diffalign.manifest import Manifest, is_temporary, load, versions, write_ato
 from diffalign.records import TABLES, InputError, Record, optional, schema
 
 __all__ = [
-    "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "keep_parts", "leading", "lineage",
-    "load", "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify", "versions",
+    "JUDGED", "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "keep_parts", "leading",
+    "lineage", "load", "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify", "versions",
     "write_atomically", "write_part",
 ]  # fmt: skip
 
@@ -29,6 +29,8 @@ MAIN = {
     "import": "images", "sample": "images", "score": "scores", "pair": "judgements", "filter": "judgements",
     "caption": "captions",
 }  # fmt: skip
+# The stages whose folders hold judgements.
+JUDGED = ("pair", "import", "filter", "caption")
 
 
 def check(folder: Path, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from diffalign.records import pair as pair_record
 from diffalign.scorers import features
 from diffalign.streams import stream
 
-PLACES = ("sample", "import", "score", "pair", "filter", "caption")
+PLACES = ("sample", "score", *folders.JUDGED)
 RULES = ("swap_vendi", "swap_frechet", "real_vs_generated", "desirable")
 # Pictures decoded at once for their features.
 _BATCH = 64

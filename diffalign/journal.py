@@ -18,7 +18,7 @@ def describe(out: Path, run: Run, recipe: dict[str, str], threads: int) -> dict[
         "run": to_data(run),
         "recipe": recipe,
         "threads": threads,
-        "data": folders.open_folder(Path(run.data), "pair", "import", "filter", "caption").fingerprint,
+        "data": folders.open_folder(Path(run.data), *folders.JUDGED).fingerprint,
         "starts": _starts(run),
         "versions": folders.versions(),
         "command": " ".join(["diffalign", *sys.argv[1:]]),

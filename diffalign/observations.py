@@ -16,7 +16,6 @@ from diffalign.readers.pictures import Picture
 from diffalign.records import Judgement
 from diffalign.streams import stream
 
-JUDGED = ("import", "pair", "filter", "caption")
 _LISTS = ("images", "image", "file_path", "image_path")
 _SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|test|dev|eval)(?![a-z])")
 
@@ -69,7 +68,7 @@ def survey(
 ) -> Survey:
     """The rows of `data`, with the files of `shown` rows drawn at random."""
     if (data / "diffalign.json").exists():
-        folders.open_folder(data, *JUDGED)
+        folders.open_folder(data, *folders.JUDGED)
         rows = folders.records(data, "judgements")
         return Survey(len(rows), (), "records", _records(data, rows, _draw(len(rows), shown, seed)))
     chosen, files, _ = readers.find(data, reader, readers.parse_columns(columns))

@@ -18,7 +18,7 @@ from diffalign.streams import stream
 WON = "win rate"
 SEVERAL = ("agreement", "frontier")
 LISTS = ("ranking", "advantages", "curated")
-PLACES = ("score", "pair", "import", "filter", "caption")
+PLACES = ("score", *folders.JUDGED)
 _BY_ONE = ("scorer", "min_gap", "seed")
 # Which flags a rule reads; any other one given is refused.
 READS: dict[str, tuple[str, ...]] = {

@@ -24,7 +24,7 @@ def push(data: Path, /, *, to: str = "", out: Path, anyway: bool = False, privat
         anyway: Upload pictures of a set whose licence does not let them be passed on.
         private: Make the repository a private one.
     """
-    folders.open_folder(data, "import", "pair", "filter", "caption")
+    folders.open_folder(data, *folders.JUDGED)
     terms = _terms(data)
     closed = [said for said, free in terms if not free]
     if to and closed and not anyway:

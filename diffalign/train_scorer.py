@@ -83,7 +83,7 @@ def train_scorer(
     plan = Plan(steps, batch, micro_batch, lr, head_lr, weight_decay, every, seed)
     _check(plan, hidden, tune, test)
     place = trained.find_tower(tower)
-    folders.open_folder(pairs, *choices.STAGES)
+    folders.open_folder(pairs, *folders.JUDGED)
     hashed, name = revision(place), name or out.resolve().name
     arguments = {
         "pairs": folders.load(pairs).fingerprint, "tower": hashed, "mode": mode, "dimensions": list(dimensions),

@@ -28,7 +28,7 @@ def agreement(scores: Path, pairs: Path, dimension: str = "") -> dict[str, dict[
     Raises InputError where the folders are not what they should be, or share no pair.
     """
     folders.open_folder(scores, "score")
-    folders.open_folder(pairs, "pair", "import", "filter", "caption")
+    folders.open_folder(pairs, *folders.JUDGED)
     values: dict[str, dict[str, float]] = {}
     prompts: dict[str, str] = {}
     for row in folders.read(scores, "scores", ["image_id", "prompt_id", "scorer", "value"]).to_pylist():

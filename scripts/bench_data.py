@@ -126,9 +126,13 @@ def probe(folder: Path, place: Path, side: int, steps: int, answer: Any) -> None
     first, worked = time.monotonic() - start, time.process_time() - worked
     visit(found, steps, 16)
     pa.default_memory_pool().release_unused()
+    answer.send((first, worked, anonymous()))
+
+
+def anonymous() -> float:
+    """MB of memory of this process that lies in no file."""
     status = Path("/proc/self/status").read_text().splitlines()
-    anonymous = next(row.split()[1] for row in status if row.startswith("RssAnon"))
-    answer.send((first, worked, int(anonymous) / 1000))
+    return int(next(row.split()[1] for row in status if row.startswith("RssAnon"))) / 1000
 
 
 def apart(call: Callable[..., object], *given: object) -> Any:

@@ -65,19 +65,13 @@ def trainer(place: Path, pairs: int) -> Ours:
     return made
 
 
-def anonymous() -> float:
-    """MB of memory of this process that lies in no file."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(row.split()[1] for row in status if row.startswith("RssAnon"))) / 1000
-
-
 def probe(place: Path, pairs: int, answer: Any) -> None:
     """Memory after an epoch of the smaller data, and the bank's bytes per image; in a process of its own."""
     made = trainer(place, pairs)
     for _ in range(1000 // BATCH // 4):
         made()
     file = next((place / f"cache-{pairs}" / "reference").glob("errors.*"))
-    answer.send((anonymous(), file.stat().st_size))
+    answer.send((bench_data.anonymous(), file.stat().st_size))
 
 
 def speed(place: Path, answer: Any) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from diffalign.readers import columns, hpd, hub, imagereward_db, open_image_preferences, pickapic, rapidata
 from diffalign.readers.base import Entry, Reader, RowError
 from diffalign.readers.files import File, arrow, parquet, renamed, table
-from diffalign.readers.layouts import METADATA, PICTURES, layout
+from diffalign.readers.folder import LISTS, PICTURES
+from diffalign.readers.layouts import layout
 from diffalign.readers.tars import tar
 from diffalign.records import InputError
 
@@ -57,7 +58,7 @@ def find(source: Path, reader: str | None, mapping: Mapping[str, str]) -> tuple[
     known, refusals = _known([f for f in map(opened, paths) if f], reader, mapping)
     pictures = None if known else layout(source)
     if pictures:
-        paths = [p for p in paths if p.name not in METADATA]
+        paths = [p for p in paths if p.name not in LISTS]
         known, refusals = _known([pictures], reader, mapping)
     if not known:
         nothing = (

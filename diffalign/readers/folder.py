@@ -14,7 +14,7 @@ import PIL.Image
 
 from diffalign.records import Image, InputError, Prompt, digest, prompt_id
 
-METADATA, LINES = "metadata.csv", "metadata.jsonl"
+LISTS = METADATA, LINES = "metadata.csv", "metadata.jsonl"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FIELDS = ("file_name", "prompt")
 
@@ -67,7 +67,7 @@ def _same(found: tuple[str, Image], path: Path, out: Path) -> bool:
 
 def metadata(folder: Path) -> Path | None:
     """The file that says what is in the folder, where there is one."""
-    return next((folder / name for name in (METADATA, LINES) if (folder / name).is_file()), None)
+    return next((folder / name for name in LISTS if (folder / name).is_file()), None)
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, str, str]]:

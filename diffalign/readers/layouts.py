@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.readers.files import File, in_memory, table
+from diffalign.readers.folder import LISTS, PICTURES
 from diffalign.records import InputError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-METADATA = ("metadata.csv", "metadata.jsonl")
 _SIDES = (("chosen", "rejected"), ("liked", "disliked"))
 _SUFFIX = re.compile(r"(?P<name>.+)[_.\-](?P<side>w|l|chosen|rejected|win|lose|\d{1,3})")
 _WON = {"w": "chosen", "win": "chosen", "chosen": "chosen", "l": "rejected", "lose": "rejected", "rejected": "rejected"}
@@ -50,7 +49,7 @@ def _by_stem(folder: Path) -> dict[str, str]:
 def _listed(folder: Path, *sides: str, suffixed: bool = False) -> dict[str, str]:
     """NAME -> prompt, of the lists in a folder and its sides; where names have suffixes, NAME_w.png speaks for NAME."""
     found: dict[str, str] = {}
-    for path in (place / name for place in (folder, *(folder / side for side in sides)) for name in METADATA):
+    for path in (place / name for place in (folder, *(folder / side for side in sides)) for name in LISTS):
         for row in table(path).rows(("file_name", "prompt")) if path.is_file() else ():
             stem, text = Path(row.text("file_name")).stem, row.text("prompt")
             match = _SUFFIX.fullmatch(stem) if suffixed else None

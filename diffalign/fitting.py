@@ -113,8 +113,13 @@ def slopes(learner: Learner, known: Choices) -> tuple[list[float], float]:
     return found, float(np.mean(losses))
 
 
-def fit(learner: Learner, known: Choices, plan: Plan, out: Path) -> dict[str, Any]:
-    """Learn, going on from the newest whole checkpoint in `out`; the learner ends as it was best. What was seen."""
+def fit(
+    learner: Learner, known: Choices, plan: Plan, out: Path, first: tuple[list[float], float]
+) -> dict[str, Any]:  # fmt: skip
+    """Learn, going on from the newest whole checkpoint in `out`; the learner ends as it was best. What was seen.
+
+    `first`: the slopes before the first step.
+    """
     made = {
         name: torch.optim.AdamW(
             list(group.values()), plan.head_lr if name == "heads" else plan.lr, weight_decay=plan.weight_decay
@@ -122,10 +127,7 @@ def fit(learner: Learner, known: Choices, plan: Plan, out: Path) -> dict[str, An
         for name, group in learner.groups().items()
     }
     resumed = _resume(learner, made, out)
-    if resumed is None:
-        best, seen = _start(learner, known)
-    else:
-        best, seen = resumed
+    best, seen = _start(learner, *first) if resumed is None else resumed
     todo = range(seen["step"], plan.steps)
     for step, rows in zip(track(todo, "train-scorer", len(todo)), batches(known, plan, seen["step"]), strict=False):
         _step(learner, known, plan, made, step, rows)
@@ -145,9 +147,8 @@ def fit(learner: Learner, known: Choices, plan: Plan, out: Path) -> dict[str, An
     return seen
 
 
-def _start(learner: Learner, known: Choices) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _start(learner: Learner, found: list[float], loss: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Before the first step the towers' own temperature becomes that of the choices; their order stays."""
-    found, loss = slopes(learner, known)
     with torch.no_grad():
         learner.heads.log_scale.add_(torch.tensor(found).log().to(learner.heads.log_scale))
     return learner.state(), {"step": 0, "best": loss, "best_step": 0, "curve": [{"step": 0, "nll": loss}]}

@@ -19,9 +19,9 @@ from diffalign.manifest import Manifest, is_temporary, load, versions, write_ato
 from diffalign.records import TABLES, InputError, Record, optional, schema
 
 __all__ = [
-    "JUDGED", "MAIN", "Manifest", "begin", "check", "image_bytes", "image_rows", "is_whole", "keep_parts", "leading",
-    "lineage", "load", "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify", "versions",
-    "write_atomically", "write_part",
+    "JUDGED", "MAIN", "Manifest", "begin", "changed", "check", "image_bytes", "image_rows", "is_whole", "keep_parts",
+    "leading", "lineage", "load", "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify",
+    "versions", "write_atomically", "write_part",
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
@@ -66,14 +66,17 @@ def _require_same(folder: Path, found: Manifest, manifest: Manifest) -> None:
         old, new = before.get(name), now.get(name)
         grown = name in manifest.extends and isinstance(old, int) and isinstance(new, int) and new > old
         if old != new and not grown:
-            raise InputError(
-                f"{folder}: was made with {name} = {old!r}, not {new!r}; choose another --out or the old value"
-            )
+            raise changed(folder, name, old, new)
     if len(found.parents) != len(manifest.parents):
         raise InputError(f"{folder}: was made from {len(found.parents)} folders, not {len(manifest.parents)}")
     for old, new in zip(found.parents, manifest.parents, strict=True):
         if old["fingerprint"] != new["fingerprint"]:
             raise InputError(f"{folder}: was made from another {old['path']}; choose another --out")
+
+
+def changed(folder: Path, name: str, old: object, new: object) -> InputError:
+    """Why a folder is refused that was made with another argument."""
+    return InputError(f"{folder}: was made with {name} = {old!r}, not {new!r}; choose another --out or the old value")
 
 
 def _tables(manifest: Manifest) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from diffalign.drawing import Artist, Drawn, to_png
 from diffalign.manifest import versions
 from diffalign.plan import Identity, Plan
 from diffalign.prompts import PromptList
-from diffalign.records import Image, InputError
+from diffalign.records import Image
 from diffalign.scorers import Scorer
 from diffalign.worklist import Cut
 
@@ -66,9 +66,7 @@ class Job:
             old, new = before.given.get(name), manifest.given[name]
             new = list(new) if isinstance(new, tuple) and before is not manifest else new
             if before.given and old != new and before.arguments.get(argument) != manifest.arguments[argument]:
-                raise InputError(
-                    f"{self.out}: was made with {name} = {old!r}, not {new!r}; choose another --out or the old value"
-                )
+                raise folders.changed(self.out, name, old, new)
         folders.check(self.out, manifest)
 
     def ids(self, cut: Cut) -> list[str]:

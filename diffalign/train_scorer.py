@@ -98,8 +98,9 @@ def train_scorer(
     write_atomically(out / ARGUMENTS, _text(arguments))
     known, learner = _learner(pairs, known, opened, hashed, mode, hidden, cache or out / "cache")
     choices.require(pairs, known)
-    before = _measured(learner, known, slopes(learner, known)[0])
-    seen = fit(learner, known, plan, out)
+    first = slopes(learner, known)
+    before = _measured(learner, known, first[0])
+    seen = fit(learner, known, plan, out, first)
     found, _ = slopes(learner, known)
     measures = {
         "tower": before, "scorer": _measured(learner, known, found), "best_step": seen["best_step"],
@@ -129,6 +130,13 @@ def _text(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({type(error).__name__}: {error}); choose another --out") from None
+
+
 def _require_same(out: Path, arguments: dict[str, Any]) -> None:
     """Raise InputError where `out` is the folder of other arguments, or of something else."""
     path = out / ARGUMENTS
@@ -138,13 +146,10 @@ def _require_same(out: Path, arguments: dict[str, Any]) -> None:
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out}: is not empty and holds no training of a scorer; choose another --out")
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(arguments))
+    before, now = _read(path), json.loads(json.dumps(arguments))
     for name in now:
         if before.get(name) != now[name]:
-            raise InputError(
-                f"{out}: was made with {name} = {before.get(name)!r}, not {now[name]!r}; choose another --out or the "
-                "old value"
-            )
+            raise folders.changed(out, name, before.get(name), now[name])
 
 
 def _relative(tower: str, out: Path) -> str:
@@ -243,7 +248,7 @@ def _write(
 
 
 def _summary(out: Path) -> str:
-    found = json.loads((out / MEASURES).read_text(encoding="utf-8"))
+    found = _read(out / MEASURES)
     said = []
     for name, now in found["scorer"].items():
         tower = found["tower"][name]

@@ -256,6 +256,15 @@ def test_bad_flags(flags: dict, message: str, place: Path) -> None:
     assert not (place / "bad").exists()
 
 
+def test_damaged_folders_are_one_line(place: Path) -> None:
+    flags = {"tower": str(place / "clip"), "out": place / "damaged", "mode": "head", **QUICK, "steps": 1, "every": 1}
+    train_scorer(place / "pairs", **flags)
+    for name in ("measures.json", "training.json"):
+        (place / "damaged" / name).write_text("{")
+        with pytest.raises(InputError, match=rf"{name}: is damaged \(JSONDecodeError: .*; choose another --out"):
+            train_scorer(place / "pairs", **flags)
+
+
 def test_other_towers_and_damaged_cards_are_refused(tmp_path: Path) -> None:
     clip = tiny_scorers.clip_folder(tmp_path / "clip")
     folder = tiny_scorers.trained_folder(tmp_path / "mine", clip)

@@ -31,7 +31,7 @@ VERBS = {
     "convert": ("diffalign.export", "a run or adapter -> files that diffusers, ComfyUI and A1111 load"),
 }
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def carry_out(call: Callable[[], str]) -> None:
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on", 130)
     except OSError as error:
-        if error.errno not in NO_ROOM + NO_RIGHT:
+        if error.errno not in NO_ROOM + UNWRITABLE:
             raise
         remedy = "free some room" if error.errno in NO_ROOM else "choose a folder that can be written"
         _fail(f"{error.filename or 'output'}: {error.strerror}; {remedy} and run the same command again", 2)

@@ -133,13 +133,7 @@ def _plan(reader: Reader, files: list[File], policy: Policy, bad: str) -> _Plan:
     if policy.dimension not in dimensions | {"all", "mean", "pareto"} and dimensions:
         raise InputError(f"dimension = {policy.dimension}: the data speak of {', '.join(sorted(dimensions))}")
     if not kept:
-        counted = dropped + Counter(e.reason for e in refused)
-        why = f"{shelf.known(counted) or 'there is none'}{f' (first: {refused[0]})' if refused else ''}"
-        unsaid = files[0].path.is_dir() and "no prompt" in counted
-        remedy = (
-            "; prompts are in NAME.txt beside the pictures, or in metadata.csv (file_name, prompt)" if unsaid else ""
-        )
-        raise InputError(f"{files[0].path}: no row of {rows} can be used: {why}{remedy}")
+        raise _unusable(files[0].path, rows, dropped + Counter(e.reason for e in refused), refused)
     return _Plan(reader, files, policy, rows, kept, prompts, dropped, refused)
 
 
@@ -163,9 +157,15 @@ class _Tally:
 
 def _require_some(plan: _Plan, tally: _Tally) -> None:
     if tally.lost.total() == plan.kept:
-        why = shelf.known(plan.dropped + Counter(e.reason for e in plan.refused) + tally.lost)
-        first = f" (first: {tally.errors[0]})" if tally.errors else ""
-        raise InputError(f"{plan.files[0].path}: no row of {plan.rows} can be used: {why}{first}")
+        counted = plan.dropped + Counter(e.reason for e in plan.refused) + tally.lost
+        raise _unusable(plan.files[0].path, plan.rows, counted, tally.errors)
+
+
+def _unusable(path: Path, rows: int, counted: Counter[str], errors: Sequence[RowError]) -> InputError:
+    first = f" (first: {errors[0]})" if errors else ""
+    unsaid = path.is_dir() and "no prompt" in counted
+    remedy = "; prompts are in NAME.txt beside the pictures, or in metadata.csv (file_name, prompt)" if unsaid else ""
+    return InputError(f"{path}: no row of {rows} can be used: {shelf.known(counted) or 'there is none'}{first}{remedy}")
 
 
 def _write(out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch: int, batches: int, bad: str) -> _Tally:

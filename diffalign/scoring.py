@@ -1,3 +1,5 @@
+"""Images -> scores: batches of files in a fixed order, one part of the folder each, judged by all scorers at once."""
+
 import csv
 import io
 import logging
@@ -76,6 +78,7 @@ def judged(images: Path, judges: Sequence[Scorer], out: Path, batch: int) -> str
         rank, world = processes.place()
         if rank:
             return f"process {rank + 1} of {world}: {len(todo)} batches done"
+        # those that were loaded, here or by the jury; to look is to load
         asked = [j for j in judges if "function" in vars(j) and j.account is not None]
         costs = [f"{j.name}: {j.account(j.function)}; " for j in asked]
         return "".join(costs) + _finish(out, cuts, judges, counts)
@@ -94,7 +97,7 @@ def _stored(source: Source, out: Path, made: folders.Manifest, judges: Sequence[
     folders.check(out, made)
     if not source.tables:
         lost = {"left_out": len(source.broken), "first_left_out": source.broken[0]} if source.broken else {}
-        for line in source.broken[:_NAMED]:
+        for line in source.broken[:_NAMED] if processes.place()[0] == 0 else ():
             _LOG.warning(line)
         return lost
     known = folders.load(out).counts if (out / "diffalign.json").exists() else {}

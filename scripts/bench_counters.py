@@ -185,8 +185,8 @@ def bare(made: Passes, pairs: int) -> Callable[[], None]:
     visits = groups(pairs)
     conditioning = made.conditioning(visits)
     noised = made.noised(visits, conditioning)
-    time, x_t = made.process.model_time(noised.t), noised.x_t.bfloat16()
-    first, second = (torch.arange(n, 2 * pairs, 2, device="meta") for n in (0, 1))
+    time, x_t = made.process.model_time(noised.t), noised.x_t.to(next(made.policy.denoiser.parameters()).dtype)
+    first, second = (torch.arange(n, 2 * pairs, 2, device=x_t.device) for n in (0, 1))
 
     def once() -> None:
         output = made.backbone.predict(made.policy.denoiser, x_t, time, conditioning)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import accelerate
+import bench_counters
 import diffusers
 import torch
 import transformers
@@ -242,20 +243,13 @@ def default(objective: Any, policy: Any, pairs: int, parts: int = 1, **changes: 
 
 def bare(ours: Ours, pairs: int) -> Callable[[], None]:
     """Forward, loss, backward, clipping and AdamW on tensors that lie ready: what no training can leave out."""
-    passes = ours.trainer.passes
-    visits = ours.rows.visits(0, 0, pairs)[:pairs]
-    conditioning = passes.conditioning(visits)
-    noised = passes.noised(visits, conditioning)
-    time, reference = passes.process.model_time(noised.t), torch.ones(2 * pairs)
-    denoiser, weights = ours.policy.denoiser, list(ours.policy.masters.values())
-    first, second = torch.arange(0, 2 * pairs, 2), torch.arange(1, 2 * pairs, 2)
+    backward, trainer = bench_counters.bare(ours.trainer.passes, pairs), ours.trainer
+    weights = list(ours.policy.masters.values())
 
     def once() -> None:
-        output = passes.backbone.predict(denoiser, noised.x_t, time, conditioning)
-        gap = (output - noised.target).square().flatten(1).mean(1) - reference
-        (-logsigmoid(-2500.0 * (gap[first] - gap[second]))).mean().backward()
+        backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        ours.trainer.optimizer.step()
-        ours.trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
 
     return once

@@ -100,7 +100,7 @@ def counters() -> ModuleType:
 # per pair: floating-point operations, GiB kept for the backward pass, bytes sent to the device
 COSTS = {
     ("sdxl", Full()): (41.3e12, 13.0, 1.7e6), ("sdxl", LoRA(rank=64, alpha=64.0)): (30.0e12, 13.0, 1.7e6),
-    ("sd15", Full()): (4.95e12, 1.8, 0.5e6), ("sd3", LoRA(rank=64, alpha=64.0)): (45.2e12, 7.5, 9.7e6),
+    ("sd15", Full()): (4.95e12, 1.8, 0.51e6), ("sd3", LoRA(rank=64, alpha=64.0)): (45.2e12, 7.5, 9.7e6),
     ("flux", LoRA(rank=64, alpha=64.0)): (345.8e12, 44.6, 12.7e6),
 }  # fmt: skip
 

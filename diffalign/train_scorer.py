@@ -19,7 +19,7 @@ from diffalign import calibration, checkpoint, choices, decoding, folders
 from diffalign.cache import Store, fill
 from diffalign.choices import Choices
 from diffalign.fitting import Learner, Plan, fit, gaps, slopes
-from diffalign.manifest import write_atomically
+from diffalign.manifest import clear, is_temporary, write_atomically
 from diffalign.records import InputError
 from diffalign.scorers import trained
 from diffalign.scorers.checkpoints import device, revision
@@ -90,7 +90,9 @@ def train_scorer(
         "name": name, "hidden": hidden, "tune": tune, "test": test, **dataclasses.asdict(plan),
     }  # fmt: skip
     _require_same(out, arguments)
+    clear(*(out / file for file in (ARGUMENTS, MEASURES, trained.HEAD, trained.CARD)))
     if (out / trained.CARD).is_file():
+        _tidy(out)
         return _summary(out)
     known = choices.load(pairs, dimensions, tune, test, seed)
     choices.require(pairs, known)
@@ -143,7 +145,7 @@ def _require_same(out: Path, arguments: dict[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder or a new name")
     if not path.is_file():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(not is_temporary(entry) for entry in out.iterdir()):
             raise InputError(f"{out}: is not empty and holds no training of a scorer; choose another --out")
         return
     before, now = _read(path), json.loads(json.dumps(arguments))
@@ -243,8 +245,14 @@ def _write(
     write_atomically(out / trained.HEAD, safetensors.torch.save(state))
     write_atomically(out / MEASURES, _text(measures))
     write_atomically(out / trained.CARD, _text(dataclasses.asdict(card)))
+    _tidy(out)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what an unfinished training alone needs, also where a kill came between the card and this."""
     for left in (*checkpoint.found(out), out / "cache"):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.exists():
+            shutil.rmtree(left)
 
 
 def _summary(out: Path) -> str:

@@ -256,6 +256,20 @@ def test_bad_flags(flags: dict, message: str, place: Path) -> None:
     assert not (place / "bad").exists()
 
 
+def test_what_a_kill_leaves_is_cleared(place: Path) -> None:
+    flags = {"tower": str(place / "clip"), "out": place / "killed", "mode": "head", **QUICK, "steps": 1, "every": 1}
+    (place / "killed").mkdir()
+    (place / "killed" / ".training.json.tmp-1").write_text("{")
+    said = train_scorer(place / "pairs", **flags)
+    before = sorted(p.name for p in (place / "killed").iterdir())
+    for name in ("cache", "checkpoint-1"):
+        (place / "killed" / name).mkdir()
+    (place / "killed" / ".scorer.json.tmp-1").write_text("{")
+    assert train_scorer(place / "pairs", **flags) == said
+    assert before == sorted(p.name for p in (place / "killed").iterdir())
+    assert not [name for name in before if name.startswith(".")]
+
+
 def test_damaged_folders_are_one_line(place: Path) -> None:
     flags = {"tower": str(place / "clip"), "out": place / "damaged", "mode": "head", **QUICK, "steps": 1, "every": 1}
     train_scorer(place / "pairs", **flags)

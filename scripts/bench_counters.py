@@ -227,8 +227,8 @@ def count(made: Passes, pairs: int, checkpointing: str = "off", call: Callable[[
 
 
 def table(names: Sequence[str]) -> None:
-    """One line a configuration."""
-    print(f"{'per pair':<34} {'TFLOP':>7} {'GiB kept':>9} {'kernels':>8} {'MB sent':>8} {'reference':>10}")
+    """One line a configuration; with a bank also how many of the kernels forward, loss and backward alone launch."""
+    print(f"{'per pair':<34} {'TFLOP':>7} {'GiB kept':>9} {'kernels':>8} {'bare':>8} {'MB sent':>8} {'reference':>10}")
     for name in names:
         kinds: dict[str, Adaptation] = {"LoRA r64": LoRA(rank=64, alpha=64.0)}
         if name != "flux":
@@ -237,9 +237,10 @@ def table(names: Sequence[str]) -> None:
             for bank in (True, False):
                 made = passes(MODELS[name], adaptation, 1, bank=bank)
                 found = count(made, 1)
+                least = f"{count(made, 1, call=bare(made, 1)).kernels:8.0f}" if bank else " " * 8
                 what = f"{name} {kind}{'' if bank else ', live reference'}"
                 print(
-                    f"{what:<34} {found.flops / TERA:7.2f} {found.kept / GIB:9.2f} {found.kernels:8.0f} "
+                    f"{what:<34} {found.flops / TERA:7.2f} {found.kept / GIB:9.2f} {found.kernels:8.0f} {least} "
                     f"{found.sent / 1e6:8.2f} {found.reference:10d}", flush=True,
                 )  # fmt: skip
                 if bank and name == "sdxl":

@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +21,19 @@ from diffalign.readers import shelf
 from diffalign.readers.base import Entry, Reader, RowError
 from diffalign.readers.files import Cells, File, fingerprint
 from diffalign.readers.judging import Policy
-from diffalign.records import Image, InputError, Judgement, Prompt, prompt_id
+from diffalign.records import Image, InputError, Judgement, Prompt, digest, prompt_id
 
 COLUMNS = ("where", "field", "reason", "detail")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What pass one found: labels only, no picture read."""
+    """What pass one found: labels only, no picture read; `said` is a hash of all that the rows say."""
 
     reader: Reader
     files: list[File]
     policy: Policy
+    said: str
     rows: int
     kept: int
     prompts: Counter[str]
@@ -95,7 +98,8 @@ def import_(
     places = {file.path: readers.roots(source, images, file) for file in files}
     plan = _plan(chosen, files, policy, bad)
     settings = {"dimension": dimension, "lists": lists, "ties": ties, "unpaired": unpaired, "bad": bad, "batch": batch}
-    arguments = settings | {"reader": chosen.name, "columns": mapping, "source": fingerprint(files)}
+    arguments = settings | {"reader": chosen.name, "columns": mapping}
+    arguments |= {"source": digest(fingerprint(files), plan.said), "images": _beside(source, images)}
     batches = math.ceil(plan.kept / batch)
     fresh = not out.exists()
     manifest = folders.Manifest("import", arguments, batches)
@@ -113,13 +117,22 @@ def import_(
     return _summary(out, chosen, counts, plan.refused + tally.errors)
 
 
+def _beside(source: Path, images: Path | None) -> str | None:
+    """The folder of pictures as seen from the source, so that both may move together."""
+    return None if images is None else os.path.relpath(images.resolve(), source.resolve())
+
+
 def _plan(reader: Reader, files: list[File], policy: Policy, bad: str) -> _Plan:
     rows, kept, refused = 0, 0, []
+    said = hashlib.blake2b(digest_size=16)
     prompts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     dimensions: set[str] = set()
     for entry in (e for file in files for e in readers.read(reader, file)):
         rows += 1
+        error = isinstance(entry, RowError)
+        own = (entry.number, entry.field, entry.detail) if error else (entry.prompt, entry.slots, entry.verdicts)
+        said.update(repr(own).encode())
         if isinstance(entry, RowError):
             refused.append(_refuse(entry, bad))
             continue
@@ -134,7 +147,7 @@ def _plan(reader: Reader, files: list[File], policy: Policy, bad: str) -> _Plan:
         raise InputError(f"dimension = {policy.dimension}: the data speak of {', '.join(sorted(dimensions))}")
     if not kept:
         raise _unusable(files[0].path, rows, dropped + Counter(e.reason for e in refused), refused)
-    return _Plan(reader, files, policy, rows, kept, prompts, dropped, refused)
+    return _Plan(reader, files, policy, said.hexdigest(), rows, kept, prompts, dropped, refused)
 
 
 def _refuse(error: RowError, bad: str) -> RowError:

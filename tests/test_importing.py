@@ -293,3 +293,53 @@ def test_votes_are_kept(tmp_path: Path) -> None:
     made = sets.rapidata_votes(tmp_path / "set")
     import_(made.source, out=tmp_path / "out", ties="keep")
     assert {r.votes for r in folders.records(tmp_path / "out", "judgements")} == {(9, 0), (0, 4), (5, 5)}
+
+
+def test_a_label_that_was_mended_needs_another_folder(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "image_0": "a.png", "image_1": "b.png", "preferred": "image_0"},
+        *({"prompt": "x" * 40000, "image_0": "a.png", "image_1": "b.png", "preferred": "tie"} for _ in range(2)),
+    ]
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(sets.picture(number))
+    path = write(tmp_path / "set" / "rows.jsonl", rows)
+    import_(path, out=tmp_path / "out")
+    write(path, [rows[0] | {"preferred": "image_1"}, *rows[1:]])
+    with pytest.raises(InputError, match="was made with source = "):
+        import_(path, out=tmp_path / "out")
+    write(path, rows)
+    with pytest.raises(InputError, match="was made with images = None"):
+        import_(path, out=tmp_path / "out", images=tmp_path / "set")
+
+
+def test_labels_are_part_of_what_a_parquet_file_is(tmp_path: Path) -> None:
+    rows = sets.pickapic_rows()
+    many = {
+        "caption": "x",
+        "jpg_0": sets.noise(1),
+        "jpg_1": sets.noise(2),
+        "label_0": 0.5,
+        "label_1": 0.5,
+        "has_label": False,
+    }
+    path = tmp_path / "set.parquet"
+    found = []
+    for label in (1.0, 0.0):
+        first = rows[0] | {"label_0": label, "label_1": 1 - label}
+        second = rows[0] | {"label_0": 1 - label, "label_1": label}
+        sets.parquet(path, [first, second, *(many for _ in range(3))])
+        import_(path, out=tmp_path / str(label))
+        found.append(folders.load(tmp_path / str(label)).arguments["source"])
+    assert found[0] != found[1]
+
+
+def test_a_picture_of_the_same_name_in_another_folder_is_not_taken(tmp_path: Path) -> None:
+    for number, name in enumerate(("one/0.png", "two/0.png", "one/1.png", "1.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(sets.picture(number))
+    rows = [{"prompt": "p", "chosen": f"one/{n}.png", "rejected": f"two/{n}.png"} for n in (0, 1)]
+    import_(write(tmp_path / "rows.jsonl", rows), out=tmp_path / "out")
+    counts = folders.load(tmp_path / "out").counts
+    assert counts["rows_kept"] == 1
+    assert counts["dropped"] == {"missing image": 1}

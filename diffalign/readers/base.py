@@ -90,13 +90,17 @@ def finite(row: Row, field: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one image of an entry is: row, column, and the steps into the cell; with what is known of the image."""
+    """Where one image of an entry is: row, column, and the steps into the cell; with what is known of the image.
+
+    `moved` says that the folder in a file's name may not be there, so that its last part is looked for too.
+    """
 
     row: int
     column: str
     steps: tuple[str | int, ...] = ()
     model: str | None = None
     caption: str | None = None
+    moved: bool = False
 
     @property
     def field(self) -> str:

@@ -233,7 +233,7 @@ def _object(where: str, found: Any) -> Cells:
 
 
 def fingerprint(files: Sequence[File]) -> str:
-    """Hash of the files' names, lengths and last bytes (where Parquet keeps its index)."""
+    """Hash of the files' names, lengths and bytes: of a text all, else the last (where Parquet has its index)."""
     parts: list[str | int | bytes] = []
     for file in files:
         parts.append(file.path.name)
@@ -242,7 +242,7 @@ def fingerprint(files: Sequence[File]) -> str:
         elif file.path.is_file():
             with file.path.open("rb") as handle:
                 size = file.path.stat().st_size
-                handle.seek(max(0, size - 65536))
+                handle.seek(0 if file.path.suffix in (".csv", ".json", ".jsonl") else max(0, size - 65536))
                 parts += [size, handle.read()]
         else:
             parts += [str(row.values) for row in file.rows(file.columns)]

@@ -38,7 +38,7 @@ def _flat(rows: Iterable[Row]) -> Iterator[Entry | RowError]:
         try:
             fields = [field for field, _, _ in _DIMENSIONS if field in members[0].values]
             cells = {field: [r.get(field) for r in members] for field in fields}
-            slots = tuple(Slot(r.number, present(r, _IMAGE)) for r in members)
+            slots = tuple(Slot(r.number, present(r, _IMAGE), moved=True) for r in members)
             yield Entry(members[0].where, members[0].text("prompt"), slots, _verdicts(members, cells))
         except RowError as error:
             yield error

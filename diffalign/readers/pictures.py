@@ -80,10 +80,10 @@ def _file(entry: Entry, slot: Slot, name: str, roots: Sequence[Path]) -> bytes:
         raise Outside(f"{entry.where}, field {slot.field}", f"{name!r} lies outside the data folder{where}")
     if not roots:
         raise RowError(entry.where, slot.field, "image not downloaded", f"{name} is a file beside the set on the hub")
-    for root in roots:
-        for path in (root / name, root / parts[-1]):
-            if path.is_file():
-                return path.read_bytes()
+    for known in (name, parts[-1]) if slot.moved else (name,):
+        for root in roots:
+            if (root / known).is_file():
+                return (root / known).read_bytes()
     raise RowError(entry.where, slot.field, "missing image", f"{roots[0] / name} is not there")
 
 

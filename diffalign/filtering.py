@@ -200,7 +200,7 @@ def _load(data: Path, scores: Path | None) -> _Data:
 
 
 def _with_gaps(rows: Rows, scores: Scores, scorer: str | None) -> Rows:
-    """The judgements with the score gaps of one scorer; those whose images it did not score keep what they have."""
+    """The judgements with the score gaps of one scorer; pairs that it did not score have none, as units differ."""
     if scorer in MEASURES:
         raise InputError(f"scorer = {scorer}: is for measuring only; nothing is ever chosen by it")
     if scorer is None and len(scores) != 1:
@@ -210,8 +210,10 @@ def _with_gaps(rows: Rows, scores: Scores, scorer: str | None) -> Rows:
         raise InputError(f"scorer = {name}: expected one of {', '.join(sorted(scores))}")
     found = []
     for row in rows:
-        known = [scores[name].get(i) for i in row.images] if row.kind == "pair" else [None]
-        found.append(row if None in known else dataclasses.replace(row, score_gap=known[0] - known[1]))
+        if row.kind == "pair":
+            known = [scores[name].get(i) for i in row.images]
+            row = dataclasses.replace(row, score_gap=None if None in known else known[0] - known[1])
+        found.append(row)
     return found
 
 
@@ -220,7 +222,9 @@ def _gap(data: Path, row: Judgement) -> float:
     if row.kind in ("ranking", "advantages"):
         return max(row.scores) - min(row.scores)
     if row.score_gap is None:
-        raise InputError(f"{data}: judgement {row.id}, field score_gap: is missing; name a folder with --scores")
+        raise InputError(
+            f"{data}: judgement {row.id}, field score_gap: is missing; name a folder with --scores that has its images"
+        )
     return abs(row.score_gap)
 
 

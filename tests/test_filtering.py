@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import conversions, dataset, fifa, folders, selecting
+from diffalign import conversions, dataset, fifa, filtering, folders, selecting
 from diffalign.filtering import filter as keep
 from diffalign.importing import import_
 from diffalign.records import InputError, Judgement, Score, group_id, prompt_id
@@ -309,6 +309,12 @@ def test_gaps_and_judges_come_from_scores(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is for measuring only"):
         keep(data, out=tmp_path / "c", scores=scores, scorer="gold", min_gap=1.0)
     assert not (tmp_path / "c").exists()
+
+
+def test_gaps_of_two_scorers_are_never_mixed() -> None:
+    rows = [pair("a", "b", 1.0, score_gap=40.0), pair("a", "c", 1.0, score_gap=30.0)]
+    found = filtering._with_gaps(rows, {"one": {"a": 0.5, "b": 0.25}}, "one")
+    assert [row.score_gap for row in found] == [0.25, None]
 
 
 @pytest.mark.parametrize("selection", ["per_item", "greedy"])

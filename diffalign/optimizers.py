@@ -1,6 +1,7 @@
 """Gradients -> weights: float32 masters of narrower weights, the optimizers over them, and what of both is saved."""
 
 import importlib
+import math
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,17 @@ class Optimizer(ABC):  # noqa: B024
 
     lr: float
     max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "betas" and not all(0 <= beta < 1 for beta in value):
+                raise ValueError(f"betas = {value}: expected two numbers in [0, 1)")
+            if name in ("lr", "eps", "weight_decay") and not 0 <= value < math.inf:
+                raise ValueError(f"{name} = {value}: expected a number of at least 0")
+            if name in ("max_grad_norm", "least", "d0") and not value > 0:
+                raise ValueError(f"{name} = {value}: expected a positive number")
+            if name == "beta2_decay" and not value <= 0:
+                raise ValueError(f"beta2_decay = {value}: expected a number of at most 0")
 
 
 @final

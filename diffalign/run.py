@@ -114,6 +114,10 @@ class Schedule:
     shape: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 0
 
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ValueError(f"warmup = {self.warmup}: expected at least 0")
+
 
 @final
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from diffalign import optimizers
 from diffalign.objectives import DPO
 from diffalign.optimizers import Adafactor, AdamW, AdamW8bit, Optimizer, Prodigy
 from diffalign.records import InputError
-from diffalign.run import EMA, Full, LoRA, Run
+from diffalign.run import EMA, Full, LoRA, Run, Schedule
 from diffalign.trainer import Trainer
 
 KINDS: list[Optimizer] = [AdamW(lr=0.01), Adafactor(lr=0.01), AdamW8bit(lr=0.01), Prodigy()]
@@ -50,6 +50,18 @@ def test_what_is_remembered_comes_back(kind: Optimizer) -> None:
     advance(resumed, again, range(2, 4))
     assert all(torch.equal(w, whole[n]) for n, w in again.items())
     assert not any(torch.equal(w, v) for w, v in zip(whole.values(), weights().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": -1.0}, {"lr": float("nan")}, {"max_grad_norm": 0.0}, {"weight_decay": -1.0}, {"betas": (2.0, 0.9)}],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_named(wrong: dict[str, float | tuple[float, float]]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} = .*: expected"):
+        AdamW(**wrong)
+    with pytest.raises(ValueError, match="warmup = -3: expected"):
+        Schedule("linear", warmup=-3)
 
 
 @pytest.mark.parametrize(("kind", "package"), [(AdamW8bit(), "bitsandbytes"), (Prodigy(), "prodigyopt")])

@@ -90,7 +90,7 @@ def test_a_flow_scheduler_on_a_unet_is_refused(models: dict[str, Path], tmp_path
     pipe = tiny.sd()
     pipe.register_modules(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     pipe.save_pretrained(tmp_path / "m")
-    with pytest.raises(InputError, match="no beta schedule; expected one of a variance-preserving process"):
+    with pytest.raises(InputError, match="no beta schedule; expected the scheduler of a variance-preserving process"):
         backbones.load(str(tmp_path / "m"))
 
 

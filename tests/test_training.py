@@ -1,6 +1,7 @@
 """Training: exact on resume, exact in parts, honest in its metrics, and stopped by what is wrong with one line."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -411,7 +412,9 @@ def test_images_that_cannot_be_decoded_are_refused_by_name(models: dict[str, Pat
     from diffalign import folders
 
     rows = folders.records(pairs.parent / "images", "images")
-    broken = dataclasses.replace(rows[4], image={"bytes": b"no picture", "path": None})
+    data = b"no picture"
+    sha256 = hashlib.sha256(data).hexdigest()
+    broken = dataclasses.replace(rows[4], image={"bytes": data, "path": None}, sha256=sha256)
     folders.write_part(pairs.parent / "images", "images", 0, [*rows[:4], broken, *rows[5:]])
     said = message(make(models, pairs, tmp_path / "run"))
     assert f"image {rows[4].id} cannot be decoded" in said

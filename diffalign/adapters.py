@@ -130,21 +130,21 @@ def _kohya(named: Adapter) -> dict[str, Tensor]:
 
 # FLUX in its authors' naming: each of their matrices, and the modules of diffusers that lie one below the other in it
 FLUX_DOUBLE = {
-    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "img_attn_proj": ("attn.to_out.0",),
-    "img_mlp_0": ("ff.net.0.proj",),
-    "img_mlp_2": ("ff.net.2",),
-    "img_mod_lin": ("norm1.linear",),
-    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "txt_attn_proj": ("attn.to_add_out",),
-    "txt_mlp_0": ("ff_context.net.0.proj",),
-    "txt_mlp_2": ("ff_context.net.2",),
-    "txt_mod_lin": ("norm1_context.linear",),
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "img_mod.lin": ("norm1.linear",),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+    "txt_mod.lin": ("norm1_context.linear",),
 }
 FLUX_SINGLE = {
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear2": ("proj_out",),
-    "modulation_lin": ("norm.linear",),
+    "modulation.lin": ("norm.linear",),
 }
 
 
@@ -165,7 +165,8 @@ def kohya_flux(adapter: Adapter, denoiser: nn.Module) -> dict[str, Tensor]:
                 if left.isdisjoint(names):
                     continue
                 sizes = [block.get_submodule(module).out_features for module in modules]
-                fused[f"{theirs}_{number}_{matrix}"] = _stacked([adapter.get(name) for name in names], sizes)
+                place = f"{theirs}.{number}.{matrix}".replace(".", "_")
+                fused[place] = _stacked([adapter.get(name) for name in names], sizes)
                 left -= set(names)
     if left:
         raise InputError(f"adapter: kohya's layout of FLUX has no place for module {min(left)}")

@@ -60,7 +60,8 @@ def write(known: Known, *, model: str, to: str, part: str = "") -> str:
     also = "AutoModel, " if to == "weights" else ""
     lines += ["## Use", "", "```python", f"from diffusers import {also}DiffusionPipeline", ""]
     if to in ("weights", "diffusers"):
-        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{name}")')
+        place = f'"…")  # {name}, as a folder' if name.endswith(".safetensors") else f'"{name}")'
+        lines.append(f"pipe = DiffusionPipeline.from_pretrained({place}")
     lines += [
         SAYS[to].format(part=part, name=name),
         'image = pipe("a photo of a cat").images[0]',

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign import adapters, backbones, card, checkpoint, folders, journal, weights
-from diffalign.backbones import SD, SDXL, Flux, QwenImage, Sana, ZImage, single_file
+from diffalign.backbones import SD, SD3, SDXL, Flux, QwenImage, Sana, ZImage, mmdit_file, single_file
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.lora import check_alone
 from diffalign.records import InputError
@@ -44,7 +44,8 @@ def convert(
     Args:
         source: Run folder, its checkpoint-N, adapter file, or folder that holds one.
         to: "diffusers" (folder with pytorch_lora_weights.safetensors), "kohya" or "comfyui" (one adapter file),
-            "merged" (whole model folder with the policy's weights), "single-file" (the same as one file; SD and SDXL).
+            "merged" (whole model folder with the policy's weights), "single-file" (the same as one file; SD, SDXL,
+            SD3 and FLUX.1).
         out: Folder, or for kohya, comfyui and single-file a .safetensors file.
         model: What the adapter was trained on; a run knows by itself.
         config: Folder in diffusers' layout, or hub id, that says what a single file `model` is.
@@ -131,8 +132,9 @@ def _check(source: Path, to: Layout, out: Path, model: str, *, full: bool, push:
 
 
 def _check_family(backbone: Backbone, to: Layout) -> None:
-    if to == "single-file" and not isinstance(backbone, (SD, SDXL)):
-        raise InputError(f"--to single-file: is written for SD and SDXL, not for {backbone.family}; use --to merged")
+    if to == "single-file" and not isinstance(backbone, (SD, SDXL, SD3, Flux)):
+        known = "Stable Diffusion and FLUX.1"
+        raise InputError(f"--to single-file: is written for {known}, not for {backbone.family}; use --to merged")
     if to == "kohya" and not isinstance(backbone, (SD, SDXL, Flux, QwenImage, ZImage)):
         other = "diffusers" if isinstance(backbone, Sana) else "comfyui or diffusers"
         raise InputError(f"--to kohya: diffusers reads no such file of {backbone.family}; use --to {other}")
@@ -181,7 +183,7 @@ def _write_model(backbone: Backbone, to: Layout, folder: Path, dtype: str) -> Pa
         pipe.save_pretrained(folder)
         return folder
     file = folder / "model.safetensors"
-    single_file.write(pipe, file)
+    (mmdit_file if isinstance(backbone, (SD3, Flux)) else single_file).write(pipe, file)
     return file
 
 

@@ -11,13 +11,19 @@ from diffalign import places
 from diffalign.records import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
-_FILES = (".safetensors", *_PICKLES)
+_FILES = (".safetensors", ".gguf", *_PICKLES)
 # what a pipeline reads beside weights; chat templates are in Jinja
 _TOLD = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja")
+
+# (dtype as torch calls it, or as the file does where torch has none; shape; first byte) of a tensor in a file
+Place = tuple[str, list[int], int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ def locate(model: str, config: str = "", *, whole: bool = True) -> Source:
         return Source(_whole(path))
     if path.suffix in _PICKLES and path.exists():
         raise _unpickled(path)
+    if path.suffix == ".gguf" and path.exists():
+        raise InputError(f"{path}: is a GGUF file, of weights in few bits; give the .safetensors file it was made from")
     if path.exists():
         header(path)
         return Source(_described(config) if config else path, path)
@@ -221,7 +229,7 @@ def reread(module: "nn.Module", folder: Path) -> bool:
 
     whole = folder / "diffusion_pytorch_model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("diffusion_pytorch_model-*-of-*.safetensors"))
-    found = {name: (file, *place) for file in files for name, place in _places(file).items()}
+    found = {name: (file, *place) for file in files for name, place in places_in(file).items()}
     state = module.state_dict()
     held = {n: (str(v.dtype).removeprefix("torch."), list(v.shape)) for n, v in state.items()}
     if held != {n: place[1:3] for n, place in found.items()}:
@@ -233,19 +241,34 @@ def reread(module: "nn.Module", folder: Path) -> bool:
         tensor.data = torch.empty_like(tensor, memory_format=torch.contiguous_format) if saved else tensor.clone()
     for name, tensor in module.state_dict().items():
         file, _, _, start = found[name]
-        with file.open("rb") as stream:
-            stream.seek(start)
-            stream.readinto(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        _fill(tensor, file, start)
     return True
 
 
-def _places(file: Path) -> dict[str, tuple[str | None, list[int], int]]:
-    """(dtype, shape, first byte) of every tensor in a safetensors file, by name."""
+def read(file: Path, place: Place) -> "Tensor":
+    """One tensor of a safetensors file, in memory of its own."""
+    import torch
+
+    dtype, shape, start = place
+    return _fill(torch.empty(shape, dtype=getattr(torch, dtype)), file, start)
+
+
+def _fill(tensor: "Tensor", file: Path, start: int) -> "Tensor":
+    import torch
+
+    with file.open("rb") as stream:
+        stream.seek(start)
+        stream.readinto(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return tensor
+
+
+def places_in(file: Path) -> dict[str, Place]:
+    """Where every tensor in a safetensors file lies, by name."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         entries = json.loads(stream.read(size))
     return {
-        name: (_DTYPES.get(entry["dtype"]), entry["shape"], 8 + size + entry["data_offsets"][0])
+        name: (_DTYPES.get(entry["dtype"], entry["dtype"]), entry["shape"], 8 + size + entry["data_offsets"][0])
         for name, entry in entries.items()
         if name != "__metadata__"
     }

@@ -234,13 +234,14 @@ def test_single_files_hold_the_whole_model(models: dict[str, Path], tmp_path: Pa
     assert weights.fingerprint(weights.locate(str(file), str(models[family]))) != weights.fingerprint(file)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_single_file_of_an_adapter(
-    models: dict[str, Path], policies: dict[str, Path], wanted: dict[str, Tensor], tmp_path: Path
+    models: dict[str, Path], policies: dict[str, Path], wanted: dict[str, Tensor], tmp_path: Path, family: str
 ) -> None:
     file = tmp_path / "m.safetensors"
-    export.convert(policies["sdxl"], to="single-file", out=file, model=str(models["sdxl"]))
-    found = output(backbones.load(str(file), config=str(models["sdxl"])))
-    torch.testing.assert_close(found, wanted["sdxl"], rtol=0, atol=1e-5)
+    export.convert(policies[family], to="single-file", out=file, model=str(models[family]))
+    found = output(backbones.load(str(file), config=str(models[family])))
+    torch.testing.assert_close(found, wanted[family], rtol=0, atol=1e-5)
 
 
 def test_single_file_of_an_open_clip_text_encoder(tmp_path: Path) -> None:
@@ -505,8 +506,7 @@ def test_a_single_files_config_may_be_a_hub_id(
     ("tensor", "what"),
     [
         ("conditioner.embedders.0.model.ln_final.weight", "SDXL refiner.*no picture from text alone"),
-        ("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight", "Stable Diffusion 3.*give --model stab"),
-        ("double_blocks.0.img_attn.qkv.weight", "FLUX.1.*give --model black-forest-labs/FLUX.1-dev"),
+        ("model.diffusion_model.double_stream_modulation_img.lin.weight", "FLUX.2, .*give --model black-forest-labs"),
         ("anything.else", "is no checkpoint that is known here"),
     ],
 )
@@ -535,6 +535,8 @@ def test_model_card_of_an_adapter_alone() -> None:
     text = card.write(card.Known({}, {}, []), model="owner/model", to="unloaded")
     assert "load_lora_weights" not in text
     assert "diffalign convert … --model owner/model --to merged" in text
+    text = card.write(card.Known({}, {}, []), model="flux1-dev.safetensors", to="diffusers")
+    assert 'from_pretrained("…")  # flux1-dev.safetensors, as a folder' in text
 
 
 def test_model_card_with_win_rates_and_pictures(

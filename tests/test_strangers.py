@@ -142,7 +142,7 @@ BAD = {
     pickled_part: r"m/unet/diffusion_pytorch_model.bin: is a pickle.*torch.load\(IN, weights_only=True\), OUT\)",
     renamed: r"model.safetensors: is not a whole safetensors file",
     sdxl_file: r"is a single file of Stable Diffusion XL, but --config .* describes a StableDiffusionPipeline",
-    flux_file: r"is a single file of FLUX.1, which is not read as such; give --model black-forest-labs/FLUX.1-dev",
+    flux_file: r"is a single file of FLUX.1 .schnell.; give --config, .* likely black-forest-labs/FLUX.1-schnell",
     odd_size: r"size 37x37: this model draws multiples of \d+ pixels",
     flow_for_terminal_snr: r"this model is a flow; expected a variance-preserving one",
     other_family: r"sdxl: is of the family sdxl, but the recipe's numbers .* are for sd; .* say --family sdxl to",

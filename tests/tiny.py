@@ -126,8 +126,8 @@ def clip(
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
-def t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+def t5(tokenizer: T5Tokenizer, width: int = 32) -> T5EncoderModel:
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     return T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes)).eval()
 
 
@@ -207,9 +207,10 @@ def sdxl(prediction: str = "epsilon") -> diffusers.StableDiffusionXLPipeline:
     )
 
 
-def sd3() -> diffusers.StableDiffusion3Pipeline:
+def sd3(recent: bool = False) -> diffusers.StableDiffusion3Pipeline:
     torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
+    tokenizer, third = clip_tokenizer(), t5_tokenizer() if recent else None
+    hidden = 48 if recent else 32
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=16,
         patch_size=1,
@@ -218,22 +219,31 @@ def sd3() -> diffusers.StableDiffusion3Pipeline:
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
-        joint_attention_dim=64,
+        joint_attention_dim=32 + hidden,
         caption_projection_dim=32,
         pooled_projection_dim=64,
         pos_embed_max_size=32,
+        dual_attention_layers=(0,) if recent else (),
+        qk_norm="rms_norm" if recent else None,
     )
-    return diffusers.StableDiffusion3Pipeline(
+    pipe = diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip(tokenizer, projection=32),
         tokenizer=tokenizer,
-        text_encoder_2=clip(tokenizer, projection=32, act="gelu"),
+        text_encoder_2=clip(tokenizer, projection=32, act="gelu", hidden=hidden),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=t5(third, 32 + hidden) if recent else None,
+        tokenizer_3=third,
     )
+    pipe.text_encoder.text_projection.weight.data.copy_(torch.eye(32))  # all that readers of single files know
+    return pipe
+
+
+def sd35() -> diffusers.StableDiffusion3Pipeline:
+    """As 3.5 medium: a second attention in the first block, norms of query and key, and with T5."""
+    return sd3(recent=True)
 
 
 def flux(guided: bool = True) -> diffusers.FluxPipeline:

@@ -5,10 +5,11 @@ import dataclasses
 import torch
 
 from diffalign import weights
-from diffalign.backbones import single_file
+from diffalign.backbones import kinds, mmdit_file, single_file
 from diffalign.backbones.base import Backbone
 from diffalign.backbones.flux import Flux
 from diffalign.backbones.flux2 import Flux2Klein
+from diffalign.backbones.loading import hollow_parts
 from diffalign.backbones.pixart import PixArt
 from diffalign.backbones.qwen_image import QwenImage
 from diffalign.backbones.sana import Sana
@@ -92,5 +93,10 @@ def check_family(kind: type[Backbone], family: str, model: object) -> None:
 
 def _kind(source: weights.Source) -> type[Backbone]:
     if source.file is not None:
-        single_file.check(source)
+        file = kinds.check(source)
+        if file.pipeline in mmdit_file.ENCODERS:
+            parts = hollow_parts(source, denoiser=True).items()
+            mmdit_file.check(source, file, {n: m for n, m in parts if source.encoders or n == "transformer"})
+        else:
+            single_file.check(source, file.example)
     return of_class(weights.index(source.folder)["_class_name"], source.folder)

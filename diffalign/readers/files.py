@@ -1,6 +1,7 @@
 """Files of rows: Parquet, Arrow, CSV, JSON, JSON lines. Labels are read first, of all rows; pictures later, of some."""
 
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -232,8 +233,11 @@ def _object(where: str, found: Any) -> Cells:
     return found
 
 
-def fingerprint(files: Sequence[File]) -> str:
-    """Hash of the files' names, lengths and bytes: of a text all, else the last (where Parquet has its index)."""
+def fingerprint(files: Sequence[File], *, whole: bool = False) -> str:
+    """Hash of the files' names, lengths and bytes: of a text all, else the last (where Parquet has its index).
+
+    `whole`: of all files all bytes, at about a second a GB: a picture may change and leave the length and the end alone.
+    """
     parts: list[str | int | bytes] = []
     for file in files:
         parts.append(file.path.name)
@@ -242,6 +246,9 @@ def fingerprint(files: Sequence[File]) -> str:
         elif file.path.is_file():
             with file.path.open("rb") as handle:
                 size = file.path.stat().st_size
+                if whole:
+                    parts += [size, hashlib.file_digest(handle, "sha256").digest()]
+                    continue
                 handle.seek(0 if file.path.suffix in (".csv", ".json", ".jsonl") else max(0, size - 65536))
                 parts += [size, handle.read()]
         else:

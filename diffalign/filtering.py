@@ -15,7 +15,7 @@ import numpy as np
 
 from diffalign import conversions, fifa, folders, selecting
 from diffalign.records import InputError, Judgement, digest
-from diffalign.scorers import MEASURES
+from diffalign.scorers import MEASURES, whole
 
 Rows = list[Judgement]
 Scores = dict[str, dict[str, float]]
@@ -108,7 +108,7 @@ def filter(
         )
     if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(f"temperature = {temperature}: expected a finite number above 0")
-    found, texts_quality = _load(data, scores), _quality(quality) if quality else {}
+    found, texts_quality = _load(data, scores, scorer), _quality(quality) if quality else {}
     if judges > len(found.scores):
         raise InputError(f"judges = {judges}: the folder of --scores holds those of {len(found.scores)} scorers")
     choose = functools.partial(_best, data, found, selection, texts_quality, alpha, gamma)
@@ -175,7 +175,7 @@ def _said(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n) or "nothing"
 
 
-def _load(data: Path, scores: Path | None) -> _Data:
+def _load(data: Path, scores: Path | None, scorer: str | None) -> _Data:
     folders.open_folder(data, *folders.JUDGED)
     every = folders.records(data, "judgements")
     rows = [r for r in every if r.status in ("decided", "tie")]
@@ -196,7 +196,8 @@ def _load(data: Path, scores: Path | None) -> _Data:
                 values[row["scorer"]][row["image_id"]] = row["value"]
         if not values:
             raise InputError(f"{scores}: holds no scores that may be trained on")
-    return _Data(rows, silent, prompts, texts, dict(values))
+    counted = {name: values[name] for name in (*whole(values), scorer) if name in values}
+    return _Data(rows, silent, prompts, texts, counted)
 
 
 def _with_gaps(rows: Rows, scores: Scores, scorer: str | None) -> Rows:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffalign import folders, rules
 from diffalign.records import InputError, Judgement
-from diffalign.scorers import MEASURES
+from diffalign.scorers import MEASURES, whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def judges(scores: Path, wanted: Sequence[str], *, several: bool) -> tuple[str, 
     absent = next((name for name in wanted if name not in usable), None)
     if absent is not None:
         raise InputError(f"{scores}: holds no scores by {absent!r}, only by {', '.join(found) or 'nobody'}")
-    chosen = tuple(wanted) or tuple(usable)
+    chosen = tuple(wanted) or tuple(whole(usable))
     if several and len(set(chosen)) < 2:
         raise InputError(f"{scores}: scores by {', '.join(chosen) or 'nobody'}; this rule needs those of several")
     if not several and not wanted and len(chosen) != 1:

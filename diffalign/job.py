@@ -119,4 +119,4 @@ def _flags(flag: Scorer | None, pictures: np.ndarray, texts: Sequence[str]) -> l
     reasons = [reason for _, reason in found if reason]
     if reasons:
         log.warning("nsfw: %d pictures without a value (first: %s)", len(reasons), reasons[0])
-    return [value for value, _ in found]
+    return [given[0] for given, _ in found]

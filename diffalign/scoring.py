@@ -196,7 +196,7 @@ def _decode(data: bytes) -> PIL.Image.Image | str:
 
 def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer], counts: dict[str, Any]) -> str:
     """Write `scores.csv`; the summary line."""
-    known: dict[str, list[float]] = {judge.name: [] for judge in judges}
+    known: dict[str, list[float]] = {name: [] for judge in judges for name in judge.names}
     missing, first = 0, ""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
@@ -205,7 +205,7 @@ def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer],
     rows: Iterable[tuple[float | None, str | None]] = zip(*(c.to_pylist() for c in table.columns), strict=True)
     rows = iter(rows)
     for item in (item for cut in cuts for item in cut):
-        found = [next(rows) for _ in judges]
+        found = [next(rows) for _ in known]
         why = next((reason for _, reason in found if reason), None)
         writer.writerow([item.text, item.index, item.file, item.image, *(value for value, _ in found), why])
         for name, (value, _) in zip(known, found, strict=True):

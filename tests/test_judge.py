@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 import worlds
 
-from diffalign import folders, scorers, scoring
+from diffalign import folders, grouping, scorers, scoring
 from diffalign.records import InputError
 from diffalign.scorers import Unavailable, answers, comparisons, questions
 from diffalign.scorers.judge import Judge, configured
@@ -223,7 +223,7 @@ def test_numbers_in_texts(text: str, wanted: float | str) -> None:
 )  # fmt: skip
 def test_aspects(text: str, wanted: float | str) -> None:
     if isinstance(wanted, float):
-        assert answers.aspects(text, ("a", "b"), 1, 5) == wanted
+        assert np.mean(answers.aspects(text, ("a", "b"), 1, 5)) == wanted
     else:
         with pytest.raises(answers.Unreadable, match=wanted):
             answers.aspects(text, ("a", "b"), 1, 5)
@@ -489,6 +489,41 @@ def test_the_score_stage_goes_on_where_the_server_left(
     assert {r.scorer for r in rows} == {"judge:scale_5_text"}
     assert scoring.score(tmp_path / "images", scorer=(place,), out=out, batch=4).startswith(str(out))
     assert len(fake.bodies) == before + 8
+
+
+def test_aspects_are_scores_of_their_own_beside_their_mean(fake: Fake, tmp_path: Path) -> None:
+    worlds.images(tmp_path / "images", per_prompt=2)
+
+    def answer(body: dict, n: int) -> dict:
+        if "the blue square" in str(body):
+            return completion("Hm.")
+        marks = [1 + red(body) % 5, 2, 3, 4]
+        keys = ("prompt_following", "aesthetics", "fidelity", "harmlessness")
+        return completion(json.dumps(dict(zip(keys, marks, strict=True))))
+
+    fake.answer = answer
+    place, out = f"judge=aspects,{fake.url},tiny", tmp_path / "scores"
+    said = scoring.score(tmp_path / "images", scorer=(place, "shapes_clip"), out=out, batch=2)
+    found: dict[str, dict[str, float | None]] = {}
+    for row in folders.records(out, "scores"):
+        found.setdefault(row.image_id, {})[row.scorer.removeprefix("judge:aspects")] = row.value
+    aspects = ("/prompt_following", "/aesthetics", "/fidelity", "/harmlessness")
+    assert all(tuple(values) == ("", *aspects, "shapes_clip") for values in found.values())
+    lacking = [values for values in found.values() if values[""] is None]
+    assert len(lacking) == 2
+    assert all(values[name] is None for values in lacking for name in aspects)
+    whole = [values for values in found.values() if values not in lacking]
+    assert all(values[""] == np.mean([values[name] for name in aspects]) for values in whole)
+    assert {values["/fidelity"] for values in whole} == {3.0}
+    assert "judge:aspects/fidelity (mean 3)" in said
+    asked = len(fake.bodies)
+    assert scoring.score(tmp_path / "images", scorer=(place, "shapes_clip"), out=out, batch=2).endswith(said[-40:])
+    assert len(fake.bodies) == asked, "nothing is asked twice"
+    # a part counts where it is asked for; without it a folder of one judge is that of one scorer
+    names = sorted({row.scorer for row in folders.records(out, "scores")})
+    assert scorers.whole(names) == ["judge:aspects", "shapes_clip"]
+    assert grouping.judges(out, ("judge:aspects/fidelity",), several=False) == ("judge:aspects/fidelity",)
+    assert grouping.judges(out, (), several=True) == ("judge:aspects", "shapes_clip")
 
 
 def test_unreadable_answers_are_missing_values_with_a_reason(fake: Fake, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def _object(where: str, found: Any) -> Cells:
 def fingerprint(files: Sequence[File], *, whole: bool = False) -> str:
     """Hash of the files' names, lengths and bytes: of a text all, else the last (where Parquet has its index).
 
-    `whole`: of all files all bytes, at about a second a GB: a picture may change and leave the length and the end alone.
+    `whole`: all bytes of all files, at a second a GB or less: a picture may change and leave length and end alone.
     """
     parts: list[str | int | bytes] = []
     for file in files:

@@ -2,13 +2,14 @@
 
 import difflib
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 
 from diffalign import outsiders
 from diffalign.records import InputError
 from diffalign.scorers.base import Answers, Score, Scorer, Unavailable
 
-__all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "load"]
+__all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "load", "whole"]
 
 # name -> (module, function that takes the place after "=", or "", and gives a Scorer)
 NAMES = {
@@ -37,6 +38,11 @@ NAMES = {
 }
 # What only measures: no preference is ever made of these.
 MEASURES = ("gold", "gold_right")
+
+
+def whole(names: Collection[str]) -> list[str]:
+    """The names without those of parts of others, NAME/PART beside NAME: parts count where they are asked for."""
+    return [name for name in names if name.rpartition("/")[0] not in names]
 
 
 def load(text: str) -> Scorer:

@@ -71,12 +71,12 @@ def number(text: str, pattern: str, low: float, high: float) -> float:
     return value
 
 
-def aspects(text: str, names: Sequence[str], low: float, high: float) -> float:
-    """Mean over the aspects of a JSON object with a number each; raises Unreadable where one is missing or outside."""
+def aspects(text: str, names: Sequence[str], low: float, high: float) -> tuple[float, ...]:
+    """The aspects of a JSON object with a number each; raises Unreadable where one is missing or outside."""
     found = [x for x in _json(text, "{") if isinstance(x, dict) and all(n in x for n in names)]
     if not found:
         raise Unreadable(f"no JSON object of {', '.join(names)} in {shortened(text)}")
-    return _mean([found[-1][n] for n in names], low, high)
+    return _checked([found[-1][n] for n in names], low, high)
 
 
 def criteria(text: str) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def marks(text: str, count: int) -> float:
     """Mean of a JSON list of `count` numbers from 0 to 1; raises Unreadable where there is none."""
     for found in _json(text, "["):
         if isinstance(found, list) and len(found) == count:
-            return _mean(found, 0, 1)
+            return sum(_checked(found, 0, 1)) / count
     raise Unreadable(f"no JSON list of {count} marks in {shortened(text)}")
 
 
@@ -128,11 +128,11 @@ def _json(text: str, start: str) -> Iterator[object]:
             continue
 
 
-def _mean(values: Sequence[object], low: float, high: float) -> float:
+def _checked(values: Sequence[object], low: float, high: float) -> tuple[float, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise Unreadable(f"{value!r} is no number from {low:g} to {high:g}")
-    return sum(values) / len(values)
+    return tuple(map(float, values))
 
 
 def _logsumexp(values: Sequence[float]) -> float:

@@ -24,10 +24,14 @@ class Unavailable(InputError):
 @final
 @dataclass(frozen=True)
 class Answers:
-    """What a score function may give instead of an array: NaN where there is no score, and why."""
+    """What a score function may give instead of an array: NaN where there is no score, and why.
+
+    `parts`: of a scorer with parts, the score of each, (images, parts).
+    """
 
     values: np.ndarray
     reasons: tuple[str | None, ...]
+    parts: np.ndarray | None = None
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype)
@@ -48,6 +52,7 @@ class Scorer:
         account: Says, of the loaded function, what its answers have cost; None where they cost nothing.
         blind: Whether it looks at the image only, so that no prompt is needed.
         towers: Whether the loaded function holds networks, whose precision its `cast` may lower.
+        parts: Of what its score is made; the function gives `Answers` with a score of each.
     """
 
     name: str
@@ -58,6 +63,12 @@ class Scorer:
     account: Callable[[Score], str] | None = None
     blind: bool = False
     towers: bool = False
+    parts: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What records call its scores: its own, and that of each part."""
+        return self.name, *(f"{self.name}/{part}" for part in self.parts)
 
     @cached_property
     def function(self) -> Score:

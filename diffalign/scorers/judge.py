@@ -41,7 +41,10 @@ def judge(place: str) -> Scorer:
     if question.url == LOCAL:
         weights = checkpoints.revision(local.place_of(question.model))
         revision = digest(revision, weights, question.precision)
-    return Scorer(f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account())
+    return Scorer(
+        f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account(),
+        parts=question.parts,
+    )  # fmt: skip
 
 
 def configured(place: str) -> tuple[str, Question]:
@@ -85,10 +88,10 @@ class Judge:
             reads.append(functools.partial(self._value, criteria=len(rubric)))
         given = iter(self._ask(asked, reads))
         found = [values[i] if i in values else next(given) for i in range(len(images))]
-        return Answers(
-            np.array([math.nan if isinstance(v, Exception) else v for v in found]),
-            tuple(str(v) if isinstance(v, Exception) else None for v in found),
-        )
+        width = len(self.question.parts) or 1
+        numbers = np.array([np.full(width, math.nan if isinstance(v, Exception) else v) for v in found])
+        why = tuple(str(v) if isinstance(v, Exception) else None for v in found)
+        return Answers(numbers.mean(1), why, numbers if self.question.parts else None)
 
     def compare(self, first: Sequence[Image], second: Sequence[Image], prompts: Sequence[str]) -> list[Comparison]:
         """Each two images under their prompt, asked in both orders.
@@ -123,7 +126,7 @@ class Judge:
         system = [{"role": "system", "content": self.question.system}] if self.question.system else []
         return [*system, {"role": "user", "content": content}]
 
-    def _value(self, reply: Reply, criteria: int) -> float:
+    def _value(self, reply: Reply, criteria: int) -> float | tuple[float, ...]:
         q = self.question
         if q.form == "yes_no":
             return answers.yes_no(reply)

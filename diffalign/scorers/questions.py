@@ -22,7 +22,7 @@ class Question:
 
     Attributes:
         form: yes_no (P(yes) by log-probabilities), digits (expected digit by log-probabilities), number (from the
-            text, by `pattern`), aspects (mean of a JSON object), rubric (criteria written first, then marked); two
+            text, by `pattern`), aspects (a JSON object, its mean), rubric (criteria written first, then marked); two
             (A or B by log-probabilities), two_text and four (a label from the text).
         prompt: The words of the question.
         reminder: Said after an answer that could not be read, once.
@@ -66,6 +66,11 @@ class Question:
     top_logprobs: int = 20
     extra: dict[str, object] = field(default_factory=dict)
     prices: tuple[float, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of what the score is the mean, where each has a score of its own."""
+        return self.aspects if self.form == "aspects" else ()
 
 
 def read(name: str) -> tuple[str, Question]:

@@ -1,10 +1,13 @@
 """Residuals -> errors; outcomes -> metrics, computed once and identically for every objective."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from diffalign.diffusion import Noised
-from diffalign.objectives.base import Advantages, Errors, Judgement, Outcome, Pairs, Ranking, Unpaired
+from diffalign.objectives.base import Advantages, Errors, Judgement, Pairs, Ranking, Unpaired
 
 NAMES = ("loss", "margin", "accuracy", "chosen_error", "rejected_error")
 
@@ -24,16 +27,18 @@ def errors(
     or their mean squares, (images,), where those are known and `needs` reads no more.
     scale: (images,), equal within a group.
     """
-    weight = torch.ones_like(new[:, 0, 0, 0]) if scale is None else scale.to(new.dtype)
     cross = {}
     if "policy_reference" in needs:
-        cross["policy_reference"] = weight * _mean(new * reference)
+        cross["policy_reference"] = _mean(new * reference)
     if "policy_old" in needs:
-        cross["policy_old"] = weight * _mean(new * old)
+        cross["policy_old"] = _mean(new * old)
     if "chosen_rejected" in needs and isinstance(judgement, Pairs):
-        chosen, rejected = judgement.chosen, judgement.rejected
-        cross["chosen_rejected"] = weight[chosen] * _mean(new[chosen] * new[rejected])
-    squares = [None if r is None else weight * square(r) for r in (new, reference, old)]
+        cross["chosen_rejected"] = _mean(new[judgement.chosen] * new[judgement.rejected])
+    squares = [None if r is None else square(r) for r in (new, reference, old)]
+    if scale is not None:
+        weight = scale.to(new.dtype)
+        cross = {n: (weight[judgement.chosen] if n == "chosen_rejected" else weight) * v for n, v in cross.items()}
+        squares = [None if s is None else weight * s for s in squares]
     return Errors(*squares, cross=cross, t=noised.t, snr=noised.snr)
 
 
@@ -65,29 +70,41 @@ def contrast(judgement: Judgement) -> tuple[Tensor, Tensor, Tensor]:
     return every.repeat_interleave(len(values)), every.repeat(len(values)), better.flatten()
 
 
-def sums(errors: Errors, judgement: Judgement, outcome: Outcome, loss: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Told:
+    """What a micro-batch leaves to be measured, without gradient. loss: its share of the step's."""
+
+    errors: Errors
+    judgement: Judgement
+    reward: Tensor
+    loss: Tensor
+
+
+def sums(told: Told) -> Tensor:
     """Additive sums behind the metrics, float64, (6,): the loss's share, four sums over contrasted pairs, and their
     count.
 
     margin: implicit reward of the better image minus that of the worse. accuracy: whether it is positive, exact ties
     a half. chosen_error, rejected_error: policy error minus reference error of the better and of the worse image.
     """
-    better, worse, decided = contrast(judgement)
-    margin = (outcome.reward[better] - outcome.reward[worse]).double()
-    accuracy = 0.5 * (1 + margin.sign())
-    gap = errors.policy.detach() if errors.reference is None else errors.policy.detach() - errors.reference
-    values = (margin, accuracy, gap[better].double(), gap[worse].double(), torch.ones_like(margin))
-    return torch.stack([loss.double(), *(torch.where(decided, v, 0).sum() for v in values)])
+    better, worse, decided = contrast(told.judgement)
+    policy, reference = told.errors.policy, told.errors.reference
+    images = torch.stack([told.reward, policy if reference is None else policy - reference])
+    first, second = images[:, better], images[:, worse]
+    margin = first[0] - second[0]
+    values = torch.stack([margin, 0.5 * (1 + margin.sign()), first[1], second[1], torch.ones_like(margin)])
+    return torch.cat([told.loss.double()[None], torch.where(decided, values, 0).sum(1, dtype=torch.float64)])
 
 
-def first_bad(known: Tensor, values: Tensor, step: int, start: int) -> Tensor:
+def first_bad(known: Tensor, values: Sequence[Tensor], step: int) -> Tensor:
     """(step, place) of the first number that was not finite, (2,), int64; (-1, -1) before there is one.
 
-    `known` is the answer so far; the places of these `values`, (n,), are counted from `start`.
+    `known` is the answer so far; places are counted over all `values` of the step, (n,) each.
     """
-    finite = values.detach().isfinite()
-    found = torch.stack([torch.full_like(known[0], step), start + (~finite).int().argmax()])
-    return torch.where((known[0] < 0) & ~finite.all(), found, known)
+    given = torch.cat(list(values))
+    wrong = (given - given) != 0  # of a number that is not finite it is NaN; isfinite takes twice the kernels
+    found = torch.stack([torch.full_like(known[0], step), wrong.view(torch.uint8).argmax()])
+    return torch.where((known[0] < 0) & wrong.any(), found, known)
 
 
 def means(total: Tensor, *, reference_free: bool) -> dict[str, Tensor]:

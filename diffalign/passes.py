@@ -65,7 +65,7 @@ class Passes:
         scale = run.states.weighting(noised, self.process)
         if run.states.weighs == "errors":
             return Batch(visits, noised, conditioning, judgement, judgement.weight, scale, reference, old)
-        weight = judgement.weight * judgement.mean(scale)
+        weight = judgement.weight if scale is None else judgement.weight * judgement.mean(scale)
         return Batch(visits, noised, conditioning, judgement, weight, None, reference, old)
 
     def residuals(self, batch: Batch, start: int = 0, end: int | None = None) -> Tensor:
@@ -127,14 +127,15 @@ class Passes:
         rows, places, sizes = states.shown(self.run, self.material, visits)
         place = states.send(torch.tensor(places), self.device)
         dtype = next(self.denoiser.parameters()).dtype
-        told = {name: states.send(value, self.device).to(dtype)[place] for name, value in rows.items()}
+        told = {name: states.send(value.to(dtype), self.device)[place] for name, value in rows.items()}
         return told | {name: states.send(value, self.device) for name, value in sizes.items()}
 
     def noised(self, visits: Sequence[Visit], conditioning: Conditioning) -> Noised:
+        """The noisy states of the visits' images, and the targets beside them."""
         run, inversion = self.run, self.run.states.inversion
-        x0, t = (states.send(v, self.device) for v in states.clean(run, self.process, self.material, visits))
         if not inversion.steps:
-            return states.forward(run, self.process, x0, t, visits)
+            return self._forward(visits)
+        x0, t = (states.send(v, self.device) for v in states.clean(run, self.process, self.material, visits))
         by_reference = inversion.by == "reference"
         past = self.policy.reference(self.denoiser) if by_reference else contextlib.nullcontext(self.denoiser)
         with past as denoiser, self.narrow():
@@ -142,11 +143,15 @@ class Passes:
             epsilon = states.epsilon(self.backbone, denoiser, conditioning, negative, inversion.guidance)
             return states.inverted(run, self.process, epsilon, x0, t, visits)
 
+    def _forward(self, visits: Sequence[Visit]) -> Noised:
+        """The states by forward noise, made where latents and noise lie, on the host."""
+        x0, t = states.clean(self.run, self.process, self.material, visits)
+        made = states.forward(self.run, self.process, x0, t, visits)
+        return Noised(*(states.send(getattr(made, f.name), self.device) for f in fields(made)))
+
     def winner_errors(self, visits: Sequence[Visit]) -> Tensor:
         """(sum, how many) of the reference's errors of the winners at their forward noise, (2,), float64."""
-        x0, t = (states.send(v, self.device) for v in states.clean(self.run, self.process, self.material, visits))
-        noised = states.forward(self.run, self.process, x0, t, visits)
-        squares = self.past("reference", noised, self.conditioning(visits)).square().flatten(1).mean(1)
+        squares = measuring.square(self.past("reference", self._forward(visits), self.conditioning(visits)))
         winners = to(dataset.judge(visits, self.data.kind), self.device).winner(squares).double()
         return sum_and_count(winners)
 

@@ -51,14 +51,14 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def forward(run: Run, process: Process, x0: Tensor, t: Tensor, visits: Sequence[Visit]) -> Noised:
-    """x_t by forward noise, named by (group, draw), and by the image where a group does not share it."""
+    """x_t by forward noise, named by (group, draw), and by the image where a group does not share it; on the host."""
     shape, independent = tuple(x0.shape[1:]), run.states.noise == "independent"
     eps = [
         torch.from_numpy(draw_noise(run.seed, v.group.id, v.draw, i if independent else None, shape))
         for v in visits
         for i in v.group.images
     ]
-    return process.noise(x0, send(torch.stack(eps).to(x0.dtype), x0.device), t)
+    return process.noise(x0, torch.stack(eps).to(x0.dtype), t)
 
 
 def inverted(

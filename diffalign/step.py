@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign import measuring, optimizers
+from diffalign import optimizers
 from diffalign.dataset import Visit
+from diffalign.measuring import Told
 from diffalign.passes import Batch, Passes
 
 Quiet = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -29,25 +30,17 @@ class Share:
     scale: float = 1.0
 
 
-def gradients(
-    passes: Passes, parts: Sequence[Sequence[Visit]], share: Share, quiet: Quiet, step: int, bad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of the micro-batches' losses; (sums behind the metrics, first error that is not finite).
+def gradients(passes: Passes, parts: Sequence[Sequence[Visit]], share: Share, quiet: Quiet) -> list[Told]:
+    """Add the gradients of the micro-batches' losses; what each of them leaves to measure.
 
     `quiet` is entered around all backward passes but the last: no gradients are exchanged before it.
     """
-    sums, start = torch.zeros(6, dtype=torch.float64, device=passes.device), 0
-    for number, part in enumerate(parts):
-        batch, last = passes.prepare(part), number == len(parts) - 1
-        told, errors = learn(passes, batch, share, quiet, last)
-        bad = measuring.first_bad(bad, errors, step, start)
-        sums += told
-        start += len(errors)
-    return sums, bad
+    last = len(parts) - 1
+    return [learn(passes, passes.prepare(part), share, quiet, number == last) for number, part in enumerate(parts)]
 
 
-def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) -> tuple[Tensor, Tensor]:
-    """`gradients` of one micro-batch; (sums behind the metrics, sum of each image's errors).
+def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) -> Told:
+    """`gradients` of one micro-batch.
 
     With `run.chunk` its images are passed in chunks: all residuals r without graph, then dL/dr by the objective, then
     chunk by chunk r backward from dL/dr. Exact, for one more forward pass, whatever the objective couples.
@@ -72,13 +65,13 @@ def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) 
     return told
 
 
-def backward(passes: Passes, batch: Batch, share: Share, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of the policy's residuals `new`, and its gradients from there; what `learn` returns."""
+def backward(passes: Passes, batch: Batch, share: Share, new: Tensor) -> Told:
+    """Loss of the policy's residuals `new`, and its gradients from there."""
     errors = passes.errors(batch, new)
     outcome = passes.run.objective(errors, batch.judgement, share.coupled)
     loss = (batch.weight.to(outcome.loss.dtype) * outcome.loss).sum() / share.weight
-    (loss * share.world * share.scale).backward()
-    return measuring.sums(errors, batch.judgement, outcome, loss.detach()), errors.altogether()
+    loss.backward(torch.full_like(loss, share.world * share.scale))
+    return Told(errors.detached(), batch.judgement, outcome.reward, loss.detach())
 
 
 def _collect(passes: Passes, share: Share, last: bool) -> None:

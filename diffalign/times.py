@@ -134,8 +134,8 @@ class Weighting(ABC):
     """What a state weighs, lambda(t) >= 0 per image; subclasses are final."""
 
     @abstractmethod
-    def __call__(self, noised: Noised, process: Process) -> Tensor:
-        """lambda, (images,), float64; equal where times are, so one number per group."""
+    def __call__(self, noised: Noised, process: Process) -> Tensor | None:
+        """lambda, (images,), float64; equal where times are, so one number per group. None: 1 everywhere."""
 
 
 @final
@@ -143,8 +143,8 @@ class Weighting(ABC):
 class Unweighted(Weighting):
     """lambda = 1."""
 
-    def __call__(self, noised: Noised, process: Process) -> Tensor:
-        return torch.ones_like(noised.snr, dtype=torch.float64)
+    def __call__(self, noised: Noised, process: Process) -> None:
+        return None
 
 
 @final

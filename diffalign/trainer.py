@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -37,11 +37,16 @@ from diffalign.run import EMA, Full, HardCopy, LoRA, Run, to_data
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: how many are done, and its metrics as tensors on the device (reading them waits for it)."""
+    """One optimizer step: how many are done, and the learning rate it had."""
 
     index: int
-    metrics: dict[str, Tensor]
     learning_rate: float
+    measured: Callable[[], dict[str, Tensor]]
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, Tensor]:
+        """Its metrics as tensors on the device: computed when they are asked for, and reading them waits for it."""
+        return self.measured()
 
 
 class Trainer:
@@ -189,14 +194,14 @@ class Trainer:
     def _advance(self) -> Step:
         run = self.run
         self.step += 1
-        (sums, bad), norm = self._gradients(), self._clip()
+        told, norm = self._gradients(), self._clip()
         while self.scale.value > 1 and not norm.isfinite():
             # too large for float16: the step is computed again, not left out
             self.scale = self.scale.halved()
             self.optimizer.zero_grad(set_to_none=True)
-            (sums, bad), norm = self._gradients(), self._clip()
+            told, norm = self._gradients(), self._clip()
         self.scale = self.scale.kept()
-        self.bad = measuring.first_bad(bad, norm[None], self.step, -1)
+        self.bad = measuring.first_bad(self.bad, [*(t.errors.altogether() for t in told), norm[None]], self.step)
         lr = run.optimizer.lr * factor(run, self.step - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -204,14 +209,20 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         optimizers.publish(self.policy.parameters, self.policy.masters)
         self._move()
-        sums = self.accelerator.reduce(sums) if self.world > 1 else sums
-        metrics = measuring.means(sums, reference_free=run.objective.reference_free) | {"gradient_norm": norm}
-        if self.limit:
-            metrics["reference_divergence"] = sums.new_tensor(self.divergence)
-        return Step(self.step, metrics, lr)
+        done = Step(self.step, lr, functools.partial(self._metrics, told, norm, self.divergence))
+        if self.world > 1:
+            _ = done.metrics  # all processes add them up, so none waits until it is asked
+        return done
 
-    def _gradients(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the step's loss, times the scale, on the masters; (sums behind the metrics, first bad error)."""
+    def _metrics(self, told: Sequence[measuring.Told], norm: Tensor, divergence: float) -> dict[str, Tensor]:
+        """The metrics of a step over all processes."""
+        sums = functools.reduce(torch.add, map(measuring.sums, told))
+        sums = self.accelerator.reduce(sums) if self.world > 1 else sums
+        metrics = measuring.means(sums, reference_free=self.run.objective.reference_free) | {"gradient_norm": norm}
+        return metrics | ({"reference_divergence": sums.new_tensor(divergence)} if self.limit else {})
+
+    def _gradients(self) -> list[measuring.Told]:
+        """Gradients of the step's loss, times the scale, on the masters; what each micro-batch leaves to measure."""
         run, visits = self.run, self._visits(self.step - 1)
         parts = self._parts(visits)
         together = run.parity == "batch" and (len(parts) > 1 or self.world > 1)
@@ -220,7 +231,7 @@ class Trainer:
         weight = math.fsum(r.weight for v in visits for r in v.group.judgements)
         share = step.Share(weight, coupled, self.world, self.scale.value)
         quiet = functools.partial(wrapping.quiet, self.denoiser)
-        return step.gradients(self.passes, parts, share, quiet, self.step, self.bad)
+        return step.gradients(self.passes, parts, share, quiet)
 
     def _clip(self) -> Tensor:
         """The gradients' length, to which they are cut where it is too long."""
@@ -264,15 +275,17 @@ class Trainer:
         if self.bank is not None:
             self.bank.flush()
         found = self.accelerator.gather(self.bad[None]).tolist()
-        if not (bad := [(first, image, rank) for rank, (first, image) in enumerate(found) if first >= 0]):
+        if not any(step >= 0 for step, _ in found):
             return
-        first, image, rank = min(bad, key=lambda found: (found[0], found[1] < 0, found))
-        what = "the gradient's norm"
-        if image >= 0:
+        first, what = min(step for step, _ in found if step >= 0), "the gradient's norm"
+        for rank, (at, place) in enumerate(found):
             mine = [v for part in self._parts(self._visits(first - 1), rank) for v in part]
-            name, group = [(i, v.group) for v in mine for i in v.group.images][image]
-            told = ", ".join(r.id for r in group.judgements[:3])
-            what = f"the error of image {name} (group {group.id}, judgements {told})"
+            images = [(i, v.group) for v in mine for i in v.group.images]
+            if at == first and place < len(images):  # after the images comes the norm, which is the same everywhere
+                name, group = images[place]
+                told = ", ".join(r.id for r in group.judgements[:3])
+                what = f"the error of image {name} (group {group.id}, judgements {told})"
+                break
         raise InputError(
             f"step {first}: {what} is not finite; nothing of this step was saved, and the checkpoints before it stay. "
             f"The same command would end the same: begin again with a lower optimizer.lr ({self.run.optimizer.lr}) and "

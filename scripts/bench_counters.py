@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffalign import activations, step
+from diffalign import activations, measuring, optimizers, step
 from diffalign.backbones import SD, SD3, SDXL, Flux
 from diffalign.dataset import Group, Visit
 from diffalign.diffusion import VP, Flow
 from diffalign.objectives import DPO
+from diffalign.objectives.base import Errors
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import pair
@@ -181,23 +182,33 @@ def passes(model: Model, adaptation: Adaptation, pairs: int, *, bank: bool = Tru
 
 
 def bare(made: Passes, pairs: int) -> Callable[[], None]:
-    """Forward, loss and backward on tensors that lie ready: what no training can leave out."""
-    visits = groups(pairs)
-    conditioning = made.conditioning(visits)
-    noised = made.noised(visits, conditioning)
-    time, x_t = made.process.model_time(noised.t), noised.x_t.to(next(made.policy.denoiser.parameters()).dtype)
-    first, second = (torch.arange(n, 2 * pairs, 2, device=x_t.device) for n in (0, 1))
+    """Forward, the objective's loss, backward, and gradients into their masters, on a batch that lies ready: what no
+    training can leave out.
+    """
+    batch, policy = made.prepare(groups(pairs)), made.policy
+    noised, weights = batch.noised, policy.parameters
+    time, x_t = made.process.model_time(noised.t), noised.x_t.to(next(policy.denoiser.parameters()).dtype)
 
     def once() -> None:
-        output = made.backbone.predict(made.policy.denoiser, x_t, time, conditioning)
+        output = made.backbone.predict(policy.denoiser, x_t, time, batch.conditioning)
         gap = (output.float() - noised.target).square().flatten(1).mean(1)
-        (-nn.functional.logsigmoid(-2500.0 * (gap[first] - gap[second]))).mean().backward()
+        made.run.objective(Errors(gap, batch.reference), batch.judgement).loss.mean().backward()
+        optimizers.collect(weights, policy.masters)
 
     return once
 
 
+def step_of(made: Passes, pairs: int) -> None:
+    """What a step of the trainer that is not logged does before its optimizer's: gradients, and the look for numbers
+    that are not finite.
+    """
+    told = step.gradients(made, [groups(pairs)], step.Share(float(pairs), None, 1), contextlib.nullcontext)
+    norm, bad = torch.empty((), device=made.device), torch.empty(2, dtype=torch.int64, device=made.device)
+    measuring.first_bad(bad, [*(t.errors.altogether() for t in told), norm[None]], 1)
+
+
 def count(made: Passes, pairs: int, checkpointing: str = "off", call: Callable[[], object] | None = None) -> Counts:
-    """The counts of one optimizer step's gradients, per pair; or of `call`."""
+    """The counts of `step_of`, per pair; or of `call`."""
     activations.keep(made.policy.denoiser, checkpointing, random=False)
     found, asked, past = Counts(), [], made.policy.past
 
@@ -215,11 +226,10 @@ def count(made: Passes, pairs: int, checkpointing: str = "off", call: Callable[[
             kept[storage._cdata] = (storage.nbytes(), tensor)  # the tensor too, so that no address is used twice
         return tensor
 
-    share, bad = step.Share(float(pairs), None, 1), torch.full((2,), -1, device="meta")
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     operators, flops = _Operators(), FlopCounterMode(display=False)
     with flash(), hooks, flops, operators:
-        call() if call else step.gradients(made, [groups(pairs)], share, contextlib.nullcontext, 1, bad)
+        call() if call else step_of(made, pairs)
     found.flops, found.kernels = flops.get_total_flops() / pairs, operators.kernels / pairs
     found.kept, found.sent = sum(size for size, _ in kept.values()) / pairs, operators.sent / pairs
     found.reference = len(asked)
@@ -227,7 +237,7 @@ def count(made: Passes, pairs: int, checkpointing: str = "off", call: Callable[[
 
 
 def table(names: Sequence[str]) -> None:
-    """One line a configuration; with a bank also how many of the kernels forward, loss and backward alone launch."""
+    """One line a configuration; with a bank also how many kernels `bare` launches."""
     print(f"{'per pair':<34} {'TFLOP':>7} {'GiB kept':>9} {'kernels':>8} {'bare':>8} {'MB sent':>8} {'reference':>10}")
     for name in names:
         kinds: dict[str, Adaptation] = {"LoRA r64": LoRA(rank=64, alpha=64.0)}

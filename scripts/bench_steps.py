@@ -114,7 +114,8 @@ class Ours:
             Known() if bank else None,
         )  # fmt: skip
         trainer.optimizer, trainer.scale = optimizers.build(run.optimizer, policy.masters), optimizers.Scale(1.0)
-        trainer.rank, trainer.world, trainer.step, trainer.limit = 0, 1, 0, 0.0
+        trainer.rank, trainer.world, trainer.step = 0, 1, 0
+        trainer.limit = trainer.divergence = 0.0
         trainer.bad = torch.full((2,), -1, device=world.device)
         self.trainer, self.policy = trainer, policy
 

@@ -23,14 +23,13 @@ from diffalign.times import (
     Skewed,
     TimeLaw,
     Uniform,
-    Unweighted,
 )
 
 LAWS = [
     Uniform(), LogitNormal(), LogitNormal(-1.0, 0.5), Mode(), Mode(-1.0), Mode(0.0), Shifted(), Shifted(0.5),
     Skewed(), Skewed(1.0, 7), Skewed(1.2, 3), Grid(), Grid(50), Grid(1),
 ]  # fmt: skip
-WEIGHTINGS = [Unweighted(), MinSNR(), MinSNR(1.0), InverseSNR(), AsEpsilon()]
+WEIGHTINGS = [MinSNR(), MinSNR(1.0), InverseSNR(), AsEpsilon()]
 U = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
 
 

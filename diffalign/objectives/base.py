@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -47,9 +48,13 @@ class Errors:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, value.detach())
 
+    def detached(self) -> "Errors":
+        """The same values without gradient."""
+        return replace(self, policy=self.policy.detach(), cross={n: e.detach() for n, e in self.cross.items()})
+
     def altogether(self) -> Tensor:
-        """Policy, reference and old errors summed, (images,), without gradient: finite where all of them are."""
-        return sum(e.detach() for e in (self.policy, self.reference, self.old) if e is not None)
+        """Policy, reference and old errors summed, (images,): finite where all of them are."""
+        return reduce(torch.add, (e for e in (self.policy, self.reference, self.old) if e is not None))
 
     def at(self, images: Tensor) -> "Errors":
         """The errors of these images in this order, with the inner products that are per image."""

@@ -125,6 +125,11 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
         raise InputError(f"{folder}: holds reference errors of something else ({'; '.join(changed)}); {remedy}")
 
 
+def place(cache: Path, data: Dataset) -> Path:
+    """Where the bank of a data set lies in a cache, beside those of others."""
+    return cache / f"reference-{data.fingerprint[:16]}"
+
+
 def key(run: Run, data: Dataset, process: Process, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     """Everything that decides a reference error, by name; `shape` is that of latents."""
     fields = [f.name for f in dataclasses.fields(run) if f.name not in FREE + CONTENT]

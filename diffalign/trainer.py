@@ -76,7 +76,7 @@ class Trainer:
         self.process = states.process(run.states, self.backbone.process)
         self.backbone.process = self.process
         self.backbone.latent_shape(run.resolution, run.resolution)  # refuses a size before anything is computed
-        self.step, place = 0, material.place(run) / "reference"
+        self.step, place = 0, bank.place(material.place(run), self.data)
         if encoders:
             # the denoiser stays on the host until the encoders are done: a card need not hold both
             self.backbone.move(device, "text_encoder", "vae")

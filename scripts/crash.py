@@ -113,7 +113,7 @@ def phase(place: Path, verb: str) -> str:
         return "finished"
     if (out / "metrics.jsonl").exists() or any(out.glob("checkpoint-*")):
         return "train"
-    return "prefill" if (out / "cache" / "reference").exists() and verb == "cache" else "cache"
+    return "prefill" if any((out / "cache").glob("reference-*")) and verb == "cache" else "cache"
 
 
 def finished(place: Path, verbs: Sequence[str]) -> dict[str, bytes]:

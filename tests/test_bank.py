@@ -43,6 +43,12 @@ def change(run: Run, **changes: Any) -> Run:
     return dataclasses.replace(run, **changes)
 
 
+def errors_of(run: Run) -> Path:
+    """The file of a run's bank, the only one in its cache."""
+    (file,) = Path(run.cache).glob("reference-*/errors.float32")
+    return file
+
+
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Counts passes of the reference, the autoencoder and the text encoders."""
@@ -88,7 +94,7 @@ def test_written_through_read_again_and_prefilled_are_the_live_reference_bitwise
     expected = results(live)
     for name in ("first", "second", "third"):
         assert results(change(run, out=str(tmp_path / name))) == expected, name
-    one, other = (Path(p) / "reference" / "errors.float32" for p in (run.cache, filled.cache))
+    one, other = (errors_of(r) for r in (run, filled))
     assert one.read_bytes() == other.read_bytes()
 
 
@@ -139,7 +145,7 @@ def test_draws_come_again(plain: Run) -> None:
     with counted() as seen:
         list(Trainer(run))
     assert seen["past"] == 4, "twelve groups of two draws in batches of six"
-    size = (Path(run.cache) / "reference" / "errors.float32").stat().st_size
+    size = errors_of(run).stat().st_size
     assert size == 4 * 24 * 2, "four bytes an image and draw"
     data = Dataset(Path(run.data))
     visits = [v for s in range(8) for v in data.visits(0, s, 6, draws=2)]
@@ -150,7 +156,7 @@ def test_draws_come_again(plain: Run) -> None:
 def test_interrupted_anywhere_it_goes_on(plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kill leaves is a shorter file, or one with holes: both read as not computed."""
     cache(plain)
-    file = Path(plain.cache) / "reference" / "errors.float32"
+    file = errors_of(plain)
     whole = file.read_bytes()
     file.write_bytes(whole[:38] + bytes(len(whole) - 38 - 41))
     assert Trainer(plain).passes.bank is not None
@@ -220,7 +226,9 @@ def test_anything_that_changes_the_reference_is_refused_by_name(
     adapter, fewer = str(tmp_path / "policy"), worlds.pairs(tmp_path / "fewer")
     folders.write_part(fewer, "judgements", 0, rows[:5])
 
-    def refused(run: Run, at: Path = Path(plain.cache) / "reference") -> str:
+    at = errors_of(plain).parent
+
+    def refused(run: Run) -> str:
         process = states.process(run.states, trainer.backbone.process)
         data = trainer.data if run.data == plain.data else Dataset(Path(run.data))
         with pytest.raises(InputError) as caught:
@@ -259,6 +267,9 @@ def test_anything_that_changes_the_reference_is_refused_by_name(
     with pytest.raises(InputError, match="seed: 0 -> 1"):
         Trainer(change(plain, seed=1))
     Trainer(change(plain, seed=1, bank="off"))
+    worlds.images(tmp_path / "other" / "images")
+    Trainer(change(plain, data=str(worlds.judged(tmp_path / "other", rows[:5])), steps=1))  # a bank of its own
+    assert len(list(Path(plain.cache).glob("reference-*/errors.float32"))) == 2
     free = {"evaluate": Evaluate(preview_every=0), "log_with": "none"}
     Trainer(change(plain, objective=DPO(beta=1.0), batch=2, policy=LoRA(rank=1), **free))
 

@@ -58,6 +58,23 @@ def judges(run: Run, trained: str | None) -> tuple[tuple[Scorer, ...], str]:
     return found, asked.best or next((n for n in names if n != trained), names[0] if names else "")
 
 
+def expect(run: Run) -> None:
+    """Raise InputError where a run cannot be evaluated as it asks: no such prompts or scorer, or a prompt, by file and
+    line, that a scorer cannot judge by. Loads nothing.
+    """
+    found, _ = judges(run, None)
+    if not run.evaluate.prompts:
+        return
+    listed = read_prompts(Path(run.evaluate.prompts))
+    for judge in (j for j in found if j.understands):
+        for prompt in listed.prompts:
+            try:
+                judge.understands(prompt.text)
+            except InputError as error:
+                place = f"{run.evaluate.prompts}, line {listed.lines[prompt.id]}"
+                raise InputError(f"{place}: {judge.name} cannot judge by it: {error}") from None
+
+
 def prompts(run: Run, texts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts that are drawn: those of the file `evaluate.prompts`, else the first few of the data, `texts`."""
     if run.evaluate.prompts:

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ EXTRA = ("id", "height", "width")
 
 @dataclass(frozen=True)
 class PromptList:
-    """Unique prompts in their order, the (height, width) of those that ask for one, and how many lines were empty."""
+    """Unique prompts in their order, the (height, width) of those that ask for one, how many lines were empty, and the
+    first line of each.
+    """
 
     prompts: tuple[Prompt, ...]
     sizes: Mapping[str, tuple[int, int]]
     empty: int = 0
+    lines: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -50,6 +53,7 @@ def read_prompts(path: Path, column: str = "text") -> PromptList:
         raise InputError(f"{path}: no such prompt file")
     found: dict[str, Prompt] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
+    lines: dict[str, int] = {}
     empty = 0
     for number, row in _rows(path, column):
         text = row[column]
@@ -68,9 +72,10 @@ def read_prompts(path: Path, column: str = "text") -> PromptList:
             raise InputError(f"{where}: {key!r} is listed before in another size; expected one size a prompt")
         found[key] = Prompt(key, text, known.count + 1 if known else 1)
         sizes[key] = size
+        lines.setdefault(key, number)
     if not found:
         raise InputError(f"{path}: holds no prompt")
-    return PromptList(tuple(found.values()), {k: v for k, v in sizes.items() if v}, empty)
+    return PromptList(tuple(found.values()), {k: v for k, v in sizes.items() if v}, empty, lines)
 
 
 def _rows(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]]:

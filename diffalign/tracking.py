@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import PIL.Image
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch.utils.tensorboard import SummaryWriter
 
 from diffalign.records import InputError
@@ -77,15 +78,18 @@ class Tracker:
         self._accelerator.end_training()
 
 
+def expect(name: str) -> None:
+    """Raise InputError where the package of a tracker is not installed, which accelerate would leave out."""
+    if name not in ("tensorboard", "none", *map(str, get_available_trackers())):
+        raise InputError(f"log_with = {name}: its package is not installed; pip install it, or use tensorboard")
+
+
 def board(run: Run, accelerator: Accelerator, step: int) -> Board:
-    """The board that a run asks for; raises InputError where its package is not installed."""
+    """The board that a run asks for."""
     if run.log_with == "tensorboard":
         return Tensorboard(Path(run.out) / "tensorboard", step) if accelerator.is_main_process else Silent()
     if run.log_with == "none":
         return Silent()
-    # accelerate leaves out, and says nothing of, a tracker whose package is missing
-    if not accelerator.log_with:
-        raise InputError(f"log_with = {run.log_with}: its package is not installed; pip install it, or use tensorboard")
     return Tracker(accelerator, run)
 
 

@@ -13,7 +13,20 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from diffalign import attention, backbones, bank, card, checkpoint, folders, journal, tracking, watching, weights
+from diffalign import (
+    attention,
+    backbones,
+    bank,
+    card,
+    checkpoint,
+    deciding,
+    evaluating,
+    folders,
+    journal,
+    tracking,
+    watching,
+    weights,
+)
 from diffalign.parsing import Unprefixed
 from diffalign.progress import bar, track
 from diffalign.records import InputError
@@ -58,6 +71,9 @@ def train(run: Run, *, recipe: dict[str, str] | None = None, resume: bool = Fals
         _push(run)
         return _closing(run)
     backbones.expect(run.family, run.model, run.config)
+    tracking.expect(run.log_with)
+    if deciding.watched(run):
+        evaluating.expect(run)
     trainer = Trainer(run)
     with trainer.together():
         if trainer.accelerator.is_main_process:

@@ -42,6 +42,12 @@ def raw(place: Path) -> Path:
     return worlds.judged(place, [dataclasses.replace(r, scores=(21.4, 19.8, 20.1)) for r in rows])
 
 
+def tied(place: Path) -> Path:
+    worlds.pairs(place)
+    rows = folders.records(place / "pairs", "judgements")
+    return worlds.judged(place, [dataclasses.replace(r, p=0.5) for r in rows])
+
+
 def gapless(place: Path) -> Path:
     worlds.pairs(place)
     rows = folders.records(place / "pairs", "judgements")
@@ -52,6 +58,7 @@ BAD = {
     "a ranking for pairs": (worlds.ranked, "DPO()", "", "holds judgements of kind ranking, but DPO learns from Pairs"),
     "pairs for a ranking": (worlds.pairs, "RankDPO()", "", "of kind pair, but RankDPO learns from Ranking"),
     "pairs for a list, mixed": (worlds.pairs, "Mixed(KTO())", "", "kind pair, but Mixed learns from Unpaired"),
+    "nothing but ties": (tied, "DPO()", "", "all 12 judgements are ties, p = 0.5; DPO learns nothing from them"),
     "raw scores": (
         raw, "RankDPO()", "",
         ", field scores: lie in [19.8, 21.4]; RankDPO expects shares of duels won, in [0, 1], as `pair` writes them",
@@ -115,3 +122,29 @@ def test_flags_that_make_no_sense_are_one_line(flags: tuple[str, ...], message: 
     assert (ended.status, ended.out) == (2, ""), ended
     assert ended.err.count("\n") == 1, ended.err
     assert message in ended.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            'evaluate=Evaluate(prompts="prompts.txt", scorers=("gold",), every=1)',
+            "prompts.txt, line 3: gold cannot judge by it: caption 'a photo of a cat': unknown word 'photo'",
+        ),
+        ('evaluate=Evaluate(prompts="none.txt", scorers=("gold",), every=1)', "none.txt: no such prompt file"),
+        (
+            'log_with="comet_ml"',
+            "log_with = comet_ml: its package is not installed; pip install it, or use tensorboard",
+        ),
+    ],
+    ids=["a prompt without meaning", "no prompts", "no tracker"],
+)
+def test_what_cannot_watch_a_run_is_named_before_anything_is_written(
+    more: str, message: str, models: dict[str, Path], pairs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na photo of a cat\n")
+    text = RECIPE.format(model=str(models["sdxl"]), objective="DPO()", data=str(pairs), more=more)
+    (tmp_path / "recipe.py").write_text(text)
+    ended = run("train", "recipe.py", cwd=tmp_path)
+    assert (ended.status, ended.out, ended.err) == (2, "", f"diffalign: {message}\n")
+    assert not (tmp_path / "run").exists()

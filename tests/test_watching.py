@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.utils import LoggerType
 
 from diffalign import alarms, evaluating, journal, progress, tracking, training, watching
 from diffalign.objectives import DPO
@@ -261,7 +262,6 @@ def test_trackers_of_accelerate(watched: tuple[Run, str], monkeypatch: pytest.Mo
     told: list[object] = []
 
     class Fake:
-        log_with: list[object] = []
         trackers: list[object] = []
         is_main_process = True
 
@@ -275,9 +275,11 @@ def test_trackers_of_accelerate(watched: tuple[Run, str], monkeypatch: pytest.Mo
             told.append("end")
 
     fake, run = Fake(), dataclasses.replace(watched[0], log_with="wandb")
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     with pytest.raises(InputError, match="log_with = wandb: its package is not installed"):
-        tracking.board(run, fake, 0)
-    fake.log_with = ["wandb"]
+        tracking.expect("wandb")
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.WANDB])
+    tracking.expect("wandb")
     board = tracking.board(run, fake, 0)
     board.scalars({"train/loss": 1.0}, 3)
     board.close()

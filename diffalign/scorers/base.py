@@ -53,6 +53,7 @@ class Scorer:
         blind: Whether it looks at the image only, so that no prompt is needed.
         towers: Whether the loaded function holds networks, whose precision its `cast` may lower.
         parts: Of what its score is made; the function gives `Answers` with a score of each.
+        understands: Raises InputError for a prompt that it cannot judge by; None where any will do.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Scorer:
     blind: bool = False
     towers: bool = False
     parts: tuple[str, ...] = ()
+    understands: Callable[[str], object] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -30,7 +30,13 @@ def _scorer(name: str, function, place: str) -> Scorer:
     h = hashlib.blake2b(digest_size=16)
     for path in sorted(Path(shapes.__file__).parent.glob("*.py")):
         h.update(path.read_bytes())
-    return Scorer(name, h.hexdigest(), "RGB, uint8, as drawn", lambda: function)
+    return Scorer(name, h.hexdigest(), "RGB, uint8, as drawn", lambda: function, understands=_parsed)
+
+
+def _parsed(prompt: str) -> object:
+    from diffalign.shapes.grammar import parse
+
+    return parse(prompt)
 
 
 def _score(images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:

@@ -141,6 +141,14 @@ class Dataset:
             name = rows["id"][pc.index(pc.is_null(rows["score_gap"]), True).as_py()].as_py()
             raise InputError(f"{self.folder}: judgement {name}, field score_gap: is missing, and {why}")
 
+    def require_preferences(self, who: str) -> None:
+        """Raise InputError where every pair is a tie, or every single image neither liked nor disliked."""
+        shares = self.index.judgements["p"]
+        if self.kind in ("pair", "unpaired") and pc.all(pc.equal(shares, 0.5)).as_py():
+            raise InputError(
+                f"{self.folder}: all {len(shares)} judgements are ties, p = 0.5; {who} learns nothing from them"
+            )
+
     def require_shares(self, who: str) -> None:
         """Raise InputError naming the first ranking whose scores are not shares of duels won, in [0, 1]."""
         rows = self.index.judgements

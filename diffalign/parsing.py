@@ -65,8 +65,10 @@ def _flags(target: Callable[..., T], program: str, default: T | None) -> list[st
 
 
 def _plain(box: str) -> str:
-    """A framed message as one line: its sections without the frame, the help and what is said anyway."""
+    """A framed message as one line: its sections without the frame (of dashes where a terminal knows no lines), the
+    help and what is said anyway.
+    """
     inner = re.sub(r"^[╭╰].*$", "", box, flags=re.M).replace("│", " ")
-    sections = [" ".join(section.split()) for section in re.split(r"─{3,}", inner)]
+    sections = [" ".join(section.split()) for section in re.split(r"[─-]{3,}", inner)]
     kept = [s for s in sections if s and not s.startswith(("For full helptext", "Argument helptext"))]
     return "; ".join(kept)

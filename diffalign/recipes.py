@@ -6,10 +6,12 @@ import hashlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffalign import places
 from diffalign.records import InputError
@@ -47,7 +49,39 @@ def load_recipe(name: str) -> Recipe:
     run = module.__dict__.get(attribute or "run")
     if not isinstance(run, Run):
         raise InputError(f"{path}: defines no `{attribute or 'run'} = Run(...)`")
+    for wrong in mistyped(run):
+        raise InputError(f"{path}: {wrong}")
     return Recipe(run, path, hashlib.sha256(source).hexdigest())
+
+
+def mistyped(value: Any, name: str = "") -> Iterator[str]:
+    """ "field = value: expected type" of each field of a dataclass, and of those inside it, that holds something else
+    than it is declared to: Python itself would not mind.
+    """
+    hints = get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        found, hint = getattr(value, field.name), hints[field.name]
+        place = f"{name}.{field.name}" if name else field.name
+        if not _fits(found, hint):
+            yield f"{place} = {found!r}: expected {hint.__name__ if isinstance(hint, type) else hint}"
+        elif dataclasses.is_dataclass(found):
+            yield from mistyped(found, place)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a declared type; of kinds of type that are not known here anything is."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple and isinstance(value, tuple):
+        every = (inner[0],) * len(value) if inner[1:] == (...,) else inner
+        return len(every) == len(value) and all(map(_fits, value, every))
+    if hint in (int, float):  # a truth value is an int too, and an int will do for a float
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def start_of(run: Run) -> Path | None:

@@ -29,6 +29,7 @@ from diffalign import (
     wrapping,
 )
 from diffalign.deciding import dtypes, factor, watched
+from diffalign.objectives.base import Judgement
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
@@ -178,6 +179,8 @@ class Trainer:
                 f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from "
                 f"{objective.judgement.__name__}"
             )
+        if objective.judgement is not Judgement:  # a loss of likelihood alone asks for no preference
+            self.data.require_preferences(name)
         if objective.needs_gaps:
             self.data.require_gaps(f"{name} reads it")
         if objective.needs_shares:

@@ -112,7 +112,7 @@ def write(place: Path, text: str) -> Path:
     return path
 
 
-HEAD = "from diffalign.objectives import DPO\nfrom diffalign.run import Run\n"
+HEAD = "from diffalign.objectives import DPO\nfrom diffalign.run import AdamW, Evaluate, LoRA, Run, Schedule\n"
 
 
 def test_a_recipe_may_bring_an_objective_of_its_own(tmp_path: Path) -> None:
@@ -142,6 +142,27 @@ def test_a_recipe_may_bring_an_objective_of_its_own(tmp_path: Path) -> None:
         ("", "defines no `run = Run\\(...\\)`"),
         ("run = [][1]", "IndexError: list index out of range"),
         ("raise KeyError('mine')", "KeyError: 'mine'"),
+        ("run = Run(model='m', objective=DPO)", "objective = <class .*DPO'>: expected Objective"),
+        ("run = Run(model='m', objective=DPO(), seed='3')", "seed = '3': expected int"),
+        (
+            "run = Run(model='m', objective=DPO(), labels='swaped')",
+            "labels = 'swaped': expected .*'as_given', 'swapped'",
+        ),
+        (
+            "run = Run(model='m', objective=DPO(), schedule=Schedule('cosin'))",
+            "schedule.shape = 'cosin': expected .*cos",
+        ),
+        ("run = Run(model='m', objective=DPO(), compile=1)", "compile = 1: expected bool"),
+        ("run = Run(model='m', objective=DPO(), ema=False)", "ema = False: expected float"),
+        (
+            "run = Run(model='m', objective=DPO(), evaluate=Evaluate(scorers='gold'))",
+            "evaluate.scorers = 'gold': expected tuple",
+        ),
+        (
+            "run = Run(model='m', objective=DPO(), optimizer=AdamW(betas=(0.9, '1')))",
+            "TypeError: '<=' not supported",
+        ),
+        ("run = Run(model='m', objective=DPO(), policy=LoRA(targets=('q', 3)))", "policy.targets = .*: expected tuple"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, said: str) -> None:

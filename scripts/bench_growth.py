@@ -75,15 +75,19 @@ def probe(place: Path, pairs: int, answer: Any) -> None:
 
 
 def speed(place: Path, answer: Any) -> None:
-    """(pairs, processor seconds) of stretches of a run, in a mixed order."""
-    made, found = trainer(place, 1000), []
+    """(pairs, processor seconds) of stretches of a run in a mixed order, the least of three of each length.
+
+    What else the machine does makes a stretch longer, never shorter.
+    """
+    made, found = trainer(place, 1000), dict[int, float]()
     made()
-    for steps in (3, 12, 1, 6, 9, 4, 8):
+    for steps in (3, 12, 1, 16, 6, 9) * 3:
         start = time.process_time()
         for _ in range(steps):
             made()
-        found.append((steps * BATCH, time.process_time() - start))
-    answer.send(found)
+        taken = time.process_time() - start
+        found[steps * BATCH] = min(found.get(steps * BATCH, taken), taken)
+    answer.send(sorted(found.items()))
 
 
 def main(large: int) -> None:

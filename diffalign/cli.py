@@ -5,6 +5,7 @@ import errno
 import importlib
 import keyword
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,9 +50,13 @@ def carry_out(call: Callable[[], str]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
-        print(call())
+        print(call(), flush=True)
     except InputError as error:
         _fail(str(error), error.status)
+    except BrokenPipeError:
+        # whoever read has closed it, as `head` does; nothing is left to say, nor to flush at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on", 130)
     except OSError as error:

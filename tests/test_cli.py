@@ -57,6 +57,15 @@ def test_as_a_module_and_as_a_script(tmp_path: Path) -> None:
         assert wrong.stderr.startswith("diffalign: no verb 'smaple', did you mean 'sample'? (demo, sample, ")
 
 
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    """As in `diffalign doctor … | head -3`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "diffalign", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_help_lists_every_verb(tmp_path: Path) -> None:
     for words in ([], ["--help"], ["-h"]):
         ended = run(*words, cwd=tmp_path)

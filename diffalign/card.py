@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffalign import weights
+
 SAYS = {
     "weights": 'pipe.{part} = AutoModel.from_pretrained("…", subfolder="{part}")',
     "diffusers": 'pipe.load_lora_weights("…")',
@@ -32,7 +34,9 @@ def write(known: Known, *, model: str, to: str, part: str = "") -> str:
     writes; `known.pictures` are (file, prompt).
     """
     run = known.run
-    name = Path(model).name if Path(model).exists() else model
+    # a path that is no longer there still is none of the hub's
+    hub = weights.on_hub(model) and not model.startswith("shapes/") and not Path(model).exists()
+    name = model if hub or model.startswith("shapes/") else Path(model).name
     method = run.get("objective", {}).get("class", "").rpartition(":")[2]
     tags = [
         "text-to-image",
@@ -41,7 +45,7 @@ def write(known: Known, *, model: str, to: str, part: str = "") -> str:
         "diffalign",
         *(["lora"] if to in ("diffusers", "unloaded") else []),
     ]
-    header = ["---", *([f"base_model: {name}"] if name == model else []), "library_name: diffusers", "tags:"]
+    header = ["---", *([f"base_model: {name}"] if hub else []), "library_name: diffusers", "tags:"]
     lines = [*header, *(f"- {tag}" for tag in tags), "---", "", f"# {name}, aligned{f' by {method}' if method else ''}"]
     lines += ["", f"Base model: {name}. Made with diffalign.", ""]
     if scorers := known.compared.get("scorers"):

@@ -537,6 +537,7 @@ def test_model_card_of_an_adapter_alone() -> None:
     assert "diffalign convert … --model owner/model --to merged" in text
     text = card.write(card.Known({}, {}, []), model="flux1-dev.safetensors", to="diffusers")
     assert 'from_pretrained("…")  # flux1-dev.safetensors, as a folder' in text
+    assert "base_model" not in text, "the hub knows it by another name"
 
 
 def test_model_card_with_win_rates_and_pictures(

@@ -264,8 +264,11 @@ def test_files_are_refused_by_what_they_hold(files: dict[str, Files], tmp_path: 
     )
     parts = "text_encoder, text_encoder_2, text_encoder_3, vae"
     refused(rf"holds no {parts}, and --config .* null for text_encoder_3", sd35.alone, sd35.config)
-    fetch = "hf download black-forest-labs/FLUX.1-dev text_encoder/ text_encoder_2/ vae/ --local-dir DIR"
-    refused(rf"no weights of that; expected a local folder that holds them too, as `{fetch}`", flux.alone, flux.config)
+    fetch = "hf download black-forest-labs/FLUX.1-dev text_encoder/ text_encoder_2/ vae/"
+    refused(rf"no weights of that; fetch them: `{fetch} --local-dir .*flux-config`", flux.alone, flux.config)
+    cached = tmp_path / "models--owner--flux" / "snapshots" / "0a1b"
+    shutil.copytree(flux.config, cached)
+    refused("fetch them: `hf download owner/flux text_encoder/ text_encoder_2/ vae/`", flux.alone, cached)
     shutil.copytree(flux.folder, tmp_path / "short")
     file = tmp_path / "short" / "text_encoder_2" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])

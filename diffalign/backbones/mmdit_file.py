@@ -125,12 +125,15 @@ def check(source: weights.Source, kind: Kind, parts: Mapping[str, nn.Module]) ->
         weights.check_part(source.folder / part)
     missing = [part for part in elsewhere if not next((source.folder / part).glob("*.safetensors"), None)]
     if missing:
-        fetched = f"`hf download {kind.example} {' '.join(f'{part}/' for part in missing)} --local-dir DIR`"
+        # a snapshot in the hub's cache gets more of the same repository, and then holds it
+        cached = source.folder.parent.parent.name if source.folder.parent.name == "snapshots" else ""
+        model = cached.removeprefix("models--").replace("--", "/") or kind.example
+        place = "" if cached else f" --local-dir {source.folder}"
         # text_encoder_3 is T5, which Stable Diffusion 3 can do without
-        without = "; or give null for text_encoder_3 and tokenizer_3 in its model_index.json, to do without"
+        without = ", or give null for text_encoder_3 and tokenizer_3 in its model_index.json, to do without"
         raise InputError(
-            f"{source.file}: holds no {', '.join(missing)}, and --config {source.folder} no weights of that; expected "
-            f"a local folder that holds them too, as {fetched} fetches them"
+            f"{source.file}: holds no {', '.join(missing)}, and --config {source.folder} no weights of that; fetch "
+            f"them: `hf download {model} {' '.join(f'{part}/' for part in missing)}{place}`"
             f"{without if 'text_encoder_3' in missing else ''}"
         )
 

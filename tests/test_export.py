@@ -524,6 +524,10 @@ def test_a_single_file_without_some_tensor_is_refused(models: dict[str, Path], t
     with pytest.raises(InputError, match="attn1.to_q.weight as .16, 16., the file lacks it") as error:
         backbones.load(str(tmp_path / "m.safetensors"), config=str(models["sd"]))
     assert "\n" not in str(error.value)
+    other = shutil.copytree(models["sd"], tmp_path / "m")
+    (other / "unet" / "config.json").unlink()
+    with pytest.raises(InputError, match="m/unet: is no UNet2DConditionModel"):
+        backbones.load(str(tmp_path / "m.safetensors"), config=str(other))
 
 
 def test_model_card_of_an_adapter_alone() -> None:

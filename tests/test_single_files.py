@@ -1,5 +1,6 @@
 """Single files of Stable Diffusion 3 and FLUX.1: what is read from one is what lies in the folder, bit for bit."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -334,6 +335,9 @@ def test_damaged_files_and_other_formats(files: dict[str, Files], tmp_path: Path
     other = shutil.copytree(one.config, tmp_path / "m")
     (other / "transformer" / "config.json").unlink()
     refused("m/transformer: is no FluxTransformer2DModel", one.whole, other)
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "transformer"}))
+    refused("m/model_index.json: names no transformer; copy the whole folder", one.whole, other)
 
 
 def test_reading_is_into_memory_of_its_own(files: dict[str, Files]) -> None:

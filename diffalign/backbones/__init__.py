@@ -93,10 +93,17 @@ def check_family(kind: type[Backbone], family: str, model: object) -> None:
 
 def _kind(source: weights.Source) -> type[Backbone]:
     if source.file is not None:
-        file = kinds.check(source)
-        if file.pipeline in mmdit_file.ENCODERS:
-            parts = hollow_parts(source, denoiser=True).items()
-            mmdit_file.check(source, file, {n: m for n, m in parts if source.encoders or n == "transformer"})
-        else:
-            single_file.check(source, file.example)
+        _check_file(source)
     return of_class(weights.index(source.folder)["_class_name"], source.folder)
+
+
+def _check_file(source: weights.Source) -> None:
+    """Raise InputError unless the folder of `source` says what its single file holds, and has what that lacks."""
+    kind, parts = kinds.check(source), hollow_parts(source, denoiser=True)
+    part = FAMILIES[kind.pipeline].part
+    if part not in parts:
+        raise InputError(f"{source.folder / 'model_index.json'}: names no {part}; copy the whole folder")
+    if kind.pipeline in mmdit_file.ENCODERS:
+        mmdit_file.check(source, kind, {n: m for n, m in parts.items() if source.encoders or n == part})
+    else:
+        single_file.check(source, parts[part], kind.example)

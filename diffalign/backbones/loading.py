@@ -64,13 +64,14 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
 
 
 def hollow_parts(source: weights.Source, *, denoiser: bool) -> dict[str, nn.Module]:
-    """Autoencoder and text encoders, and the DiT where wanted, by their configuration, without memory for weights."""
+    """Autoencoder and text encoders, and the denoiser where wanted, by configuration, without memory for weights."""
     index, made = weights.index(source.folder), {}
+    ours = ("transformer", "unet", "vae") if denoiser else ("vae",)
     for name, entry in sorted(index.items()):
         library, kind = entry if isinstance(entry, list) else (None, None)
         try:
             with torch.device("meta"):
-                if library == "diffusers" and name in (("transformer", "vae") if denoiser else ("vae",)):
+                if library == "diffusers" and name in ours:
                     known = getattr(diffusers, kind)
                     made[name] = known.from_config(known.load_config(source.folder / name))
                 elif library == "transformers" and name.startswith("text_encoder"):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,10 +16,10 @@ from diffalign.records import InputError
 MARKS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
 
 
-def check(source: weights.Source, example: str) -> None:
-    """Raise InputError unless the folder of `source`, likely that of `example`, is the configuration of its file."""
+def check(source: weights.Source, unet: Any, example: str) -> None:
+    """Raise InputError unless a file holds the UNet of the folder of `source`, which is likely that of `example`."""
     found = weights.header(source.file)
-    _check_unet(source, found, example)
+    _check_unet(source, found, unet, example)
     _check_marks(source, found)
 
 
@@ -36,10 +35,8 @@ def _check_marks(source: weights.Source, found: Mapping[str, list[int]]) -> None
             )
 
 
-def _check_unet(source: weights.Source, found: Mapping[str, list[int]], example: str) -> None:
+def _check_unet(source: weights.Source, found: Mapping[str, list[int]], unet: Any, example: str) -> None:
     """Raise InputError naming the first tensor of the UNet that the file lacks, or has in another shape."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source.folder, subfolder="unet"))
     names = unet_names(unet)
     for name, value in unet.state_dict().items():
         theirs, wanted = f"model.diffusion_model.{names[name]}", list(value.shape)

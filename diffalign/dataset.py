@@ -16,7 +16,7 @@ import torch
 
 from diffalign import conversions, folders, index
 from diffalign.index import Index, judgement
-from diffalign.objectives.base import Advantages, Judgement, Pairs, Ranking, Unpaired
+from diffalign.objectives.base import Advantages, Judgement, Objective, Pairs, Ranking, Unpaired
 from diffalign.records import InputError
 from diffalign.records import Judgement as Row
 from diffalign.streams import stream
@@ -133,6 +133,23 @@ class Dataset:
         numbers = [first + p // n for p in places]
         found = zip((pool[orders[p // n][p % n]] for p in places), numbers, strict=True)
         return [Visit(group, number % draws if draws else number) for group, number in found]
+
+    def expect(self, objective: Objective, *, staged: bool = False) -> None:
+        """Raise InputError where an objective cannot learn from these judgements; `staged`: by their score gaps."""
+        name = type(objective).__name__
+        if not issubclass(KINDS[self.kind], objective.judgement):
+            raise InputError(
+                f"{self.folder}: holds judgements of kind {self.kind}, but {name} learns from "
+                f"{objective.judgement.__name__}"
+            )
+        if objective.judgement is not Judgement:  # a loss of likelihood alone asks for no preference
+            self.require_preferences(name)
+        if objective.needs_gaps:
+            self.require_gaps(f"{name} reads it")
+        if objective.needs_shares:
+            self.require_shares(name)
+        if staged:
+            _ = self.easiest  # refuses missing score gaps
 
     def require_gaps(self, why: str) -> None:
         """Raise InputError naming the first judgement without a score gap."""

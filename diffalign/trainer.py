@@ -29,7 +29,6 @@ from diffalign import (
     wrapping,
 )
 from diffalign.deciding import dtypes, factor, watched
-from diffalign.objectives.base import Judgement
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
@@ -68,7 +67,7 @@ class Trainer:
             self.data = material.dataset_of(run)
         if run.batch % self.world:
             raise InputError(f"batch = {run.batch}: expected a multiple of the {self.world} processes")
-        self._check_kind()
+        self.data.expect(run.objective, staged=run.curriculum.stages > 1)
         optimizers.check(run.optimizer)
         dtype, narrow = dtypes(run)
         stores = material.Stores(run, self.data, dtype)
@@ -171,22 +170,6 @@ class Trainer:
     def _visits(self, step: int) -> list[dataset.Visit]:
         run, curriculum = self.run, self.run.curriculum
         return self.data.visits(run.seed, step, run.batch, curriculum.stages, curriculum.every, run.draws)
-
-    def _check_kind(self) -> None:
-        objective, name = self.run.objective, type(self.run.objective).__name__
-        if not issubclass(dataset.KINDS[self.data.kind], objective.judgement):
-            raise InputError(
-                f"{self.run.data}: holds judgements of kind {self.data.kind}, but {name} learns from "
-                f"{objective.judgement.__name__}"
-            )
-        if objective.judgement is not Judgement:  # a loss of likelihood alone asks for no preference
-            self.data.require_preferences(name)
-        if objective.needs_gaps:
-            self.data.require_gaps(f"{name} reads it")
-        if objective.needs_shares:
-            self.data.require_shares(name)
-        if self.run.curriculum.stages > 1:
-            _ = self.data.easiest  # refuses missing score gaps
 
     def __iter__(self) -> Iterator[Step]:
         while self.step < self.run.steps:

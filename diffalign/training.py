@@ -19,8 +19,6 @@ from diffalign import (
     bank,
     card,
     checkpoint,
-    deciding,
-    evaluating,
     folders,
     journal,
     tracking,
@@ -72,8 +70,7 @@ def train(run: Run, *, recipe: dict[str, str] | None = None, resume: bool = Fals
         return _closing(run)
     backbones.expect(run.family, run.model, run.config)
     tracking.expect(run.log_with)
-    if deciding.watched(run):
-        evaluating.expect(run)
+    watching.expect(run)
     trainer = Trainer(run)
     with trainer.together():
         if trainer.accelerator.is_main_process:

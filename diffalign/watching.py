@@ -67,6 +67,12 @@ class Watch:
         board.picture("preview", png, step)
 
 
+def expect(run: Run) -> None:
+    """Raise InputError, before anything is computed, where a run cannot be watched as it asks."""
+    if watched(run):
+        evaluating.expect(run)
+
+
 def begin(trainer: Trainer) -> Watch | None:
     """The watch of a run that has not moved yet: the base is drawn, or read where it was drawn; None where none is
     asked for.

@@ -58,14 +58,22 @@ def mistyped(value: Any, name: str = "") -> Iterator[str]:
     """ "field = value: expected type" of each field of a dataclass, and of those inside it, that holds something else
     than it is declared to: Python itself would not mind.
     """
-    hints = get_type_hints(type(value))
+    hints = _hints(type(value))
     for field in dataclasses.fields(value):
-        found, hint = getattr(value, field.name), hints[field.name]
+        found, hint = getattr(value, field.name), hints.get(field.name, Any)
         place = f"{name}.{field.name}" if name else field.name
         if not _fits(found, hint):
             yield f"{place} = {found!r}: expected {hint.__name__ if isinstance(hint, type) else hint}"
-        elif dataclasses.is_dataclass(found):
+        elif dataclasses.is_dataclass(found) and not isinstance(found, type):
             yield from mistyped(found, place)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The declared types of a dataclass's fields; none where one of them is imported for a type checker alone."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -80,8 +88,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(every) == len(value) and all(map(_fits, value, every))
     if hint in (int, float):  # a truth value is an int too, and an int will do for a float
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    kind = origin or hint
-    return not isinstance(kind, type) or isinstance(value, kind)
+    try:
+        return isinstance(value, origin or hint)
+    except TypeError:  # no class, or one that cannot be asked, as Any and most protocols
+        return True
 
 
 def start_of(run: Run) -> Path | None:

@@ -130,6 +130,24 @@ def test_a_recipe_may_bring_an_objective_of_its_own(tmp_path: Path) -> None:
     assert len(found.sha256) == 64
 
 
+def test_types_that_cannot_be_asked_refuse_nothing(tmp_path: Path) -> None:
+    text = HEAD + (
+        "from collections.abc import Callable\nfrom dataclasses import dataclass\nfrom typing import Any, Protocol\n"
+        "from diffalign.objectives.base import Objective\n"
+        "class Named(Protocol):\n    name: str\n"
+        "@dataclass(frozen=True)\nclass Mine(Objective):\n"
+        "    given: Any = 3\n    named: Named = 3\n    kind: type = DPO\n    made: Callable[[int], str] = str\n"
+        "    rate: float | None = None\n    weights: tuple[float, ...] = (1, 0.5)\n    {more}\n"
+        "    def __call__(self, errors, judgement, total=None):\n        raise NotImplementedError\n"
+        'run = Run(model="m", objective=Mine())\n'
+    )
+    assert load_recipe(str(write(tmp_path, text.format(more="")))).run.objective.given == 3
+    unknown = text.format(more='more: "Checked" = 3')
+    assert load_recipe(str(write(tmp_path, unknown))).run.objective.more == 3, "a name for a type checker alone"
+    with pytest.raises(InputError, match="objective.more = '3': expected float"):
+        load_recipe(str(write(tmp_path, text.format(more="more: float = '3'"))))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -6,6 +6,7 @@ import importlib
 import keyword
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -54,7 +55,9 @@ def carry_out(call: Callable[[], str]) -> None:
     except InputError as error:
         _fail(str(error), error.status)
     except BrokenPipeError:
-        # whoever read has closed it, as `head` does; nothing is left to say, nor to flush at the end
+        if not _unread():
+            raise
+        # nothing is left to say, nor to flush at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
@@ -64,6 +67,13 @@ def carry_out(call: Callable[[], str]) -> None:
             raise
         remedy = "free some room" if error.errno in NO_ROOM else "choose a folder that can be written"
         _fail(f"{error.filename or 'output'}: {error.strerror}; {remedy} and run the same command again", 2)
+
+
+def _unread() -> bool:
+    """Whether whoever read what is printed has closed it, as `head` does: other pipes break too, say a tracker's."""
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    return bool(asked.poll(0))
 
 
 def _fail(message: str, status: int) -> None:

@@ -66,6 +66,14 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_another_pipe_that_breaks_is_an_error() -> None:
+    """A tracker or worker that has died must not end a run without a word."""
+    text = "from diffalign.cli import carry_out\ndef call(): raise BrokenPipeError('a tracker')\ncarry_out(call)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"BrokenPipeError: a tracker\n")
+
+
 def test_help_lists_every_verb(tmp_path: Path) -> None:
     for words in ([], ["--help"], ["-h"]):
         ended = run(*words, cwd=tmp_path)

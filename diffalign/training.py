@@ -13,18 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from diffalign import (
-    attention,
-    backbones,
-    bank,
-    card,
-    checkpoint,
-    folders,
-    journal,
-    tracking,
-    watching,
-    weights,
-)
+from diffalign import attention, backbones, bank, card, checkpoint, folders, journal, tracking, watching, weights
 from diffalign.parsing import Unprefixed
 from diffalign.progress import bar, track
 from diffalign.records import InputError

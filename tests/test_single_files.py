@@ -324,6 +324,14 @@ def test_files_of_something_else_are_named(files: dict[str, Files], tmp_path: Pa
     refused(said, tmp_path / "m.safetensors", files["flux"].config)
 
 
+def test_a_whole_file_of_an_unknown_family_is_not_taken_for_one_of_its_parts(
+    files: dict[str, Files], tmp_path: Path
+) -> None:
+    names = ("model.diffusion_model.layers.0.attention.qkv.weight", "vae.decoder.conv_in.weight")
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "m.safetensors")
+    refused("is no checkpoint that is known here", tmp_path / "m.safetensors", files["flux"].config)
+
+
 def test_damaged_files_and_other_formats(files: dict[str, Files], tmp_path: Path) -> None:
     one = files["flux"]
     (tmp_path / "short.safetensors").write_bytes(one.whole.read_bytes()[:-100])

@@ -1,6 +1,6 @@
 """What a single checkpoint file is: told by its tensors' names, never by its own."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 from diffalign import weights
@@ -93,11 +93,12 @@ def check(source: weights.Source) -> Kind:
     return kind
 
 
-def _other(found: Iterable[str]) -> str:
+def _other(found: Collection[str]) -> str:
     """What a file is that is no checkpoint."""
     if any(mark in name for name in found for mark in ADAPTER):
         return "is an adapter; give as --model what it was trained on, this as --lora (sample) or --init-lora (train)"
-    what = next((said for part, said in ALONE.items() if any(name.endswith(part) for name in found)), None)
+    parts = ((name.removesuffix(part), said) for part, said in ALONE.items() for name in found if name.endswith(part))
+    what = next((said for start, said in parts if all(name.startswith(start) for name in found)), None)
     if what is None:
         return "is no checkpoint that is known here; give a model folder or a hub id instead"
     return f"holds {what} alone; give a whole checkpoint, or a model folder in diffusers' layout"

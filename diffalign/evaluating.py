@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Exhibition:
     best: str
 
 
-def judges(run: Run, trained: str | None) -> tuple[tuple[Scorer, ...], str]:
+def judges(run: Run, trained: Collection[str]) -> tuple[tuple[Scorer, ...], str]:
     """The scorers of a run's evaluation, and the one by which the best checkpoint is kept.
 
     That is the one named, or the first that did not judge the training pairs (`trained`). Raises InputError where the
@@ -55,14 +55,14 @@ def judges(run: Run, trained: str | None) -> tuple[tuple[Scorer, ...], str]:
         raise InputError(
             f"evaluate.best = {asked.best}: expected one of evaluate.scorers ({', '.join(names) or 'none'})"
         )
-    return found, asked.best or next((n for n in names if n != trained), names[0] if names else "")
+    return found, asked.best or next((n for n in names if n not in trained), names[0] if names else "")
 
 
 def expect(run: Run) -> None:
     """Raise InputError where a run cannot be evaluated as it asks: no such prompts or scorer, or a prompt, by file and
     line, that a scorer cannot judge by. Loads nothing.
     """
-    found, _ = judges(run, None)
+    found, _ = judges(run, ())
     if not run.evaluate.prompts:
         return
     listed = read_prompts(Path(run.evaluate.prompts))
@@ -90,7 +90,7 @@ def artist(run: Run, backbone: Backbone, listed: Sequence[Prompt]) -> Artist:
     return found
 
 
-def exhibition(run: Run, listed: Sequence[Prompt], draw: Draw, trained: str | None, main: bool) -> Exhibition:
+def exhibition(run: Run, listed: Sequence[Prompt], draw: Draw, trained: Collection[str], main: bool) -> Exhibition:
     """Draw and score the base, or read its pictures where they lie in the run's folder, drawn by the same sampler."""
     asked, folder = run.evaluate, Path(run.out) / "cache" / "base"
     found, best = judges(run, trained)

@@ -9,6 +9,7 @@ from typing import Any
 from diffalign import folders, pictures
 from diffalign.pictures import Cell
 from diffalign.records import InputError
+from diffalign.scorers import judge_of
 
 LABELS = {"gold": "gold score", "gold_right": "all attributes right", "shapes_clip": "CLIP proxy"}
 NUMBERS = (
@@ -99,9 +100,9 @@ def evaluation(run: Path, settings: dict[str, Any]) -> Evaluation | None:
         cells, note = pictures.cells(before, after), None
     except InputError as error:
         cells, note = [], str(error)
-    trained = training_judge(run, settings)
+    trained = training_judges(run, settings)
     verdicts = tuple(
-        Verdict(name, numbers, None if trained is None else name == trained, _is_share(cells, name))
+        Verdict(name, numbers, judge_of(name) in trained if trained else None, _is_share(cells, name))
         for name, numbers in data["scorers"].items()
     )
     return Evaluation(data["prompts"], verdicts, tuple(cells), (before, after), note)
@@ -112,16 +113,20 @@ def _is_share(cells: list[Cell], scorer: str) -> bool:
     return bool(values) and values <= {0.0, 1.0}
 
 
-def training_judge(run: Path, settings: dict[str, Any]) -> str | None:
-    """The scorer that judged the training pairs, where their folder is still there (also if it moved with the run)."""
+def training_judges(run: Path, settings: dict[str, Any]) -> frozenset[str]:
+    """The scorers that judged the training pairs, where their folder is still there (also if it moved with the run).
+
+    Who judged by a part of a scorer is named as the scorer; none where it is not known.
+    """
     data, out = Path(settings.get("data") or "."), settings.get("out") or "."
     for place in (Path(os.path.normpath(run / os.path.relpath(data, out))), data):
         manifest = place / "diffalign.json"
         if manifest.is_file() and _json(manifest).get("stage") == "pair":
-            named = _json(manifest)["arguments"].get("scorer")
-            known = {named} if named else _scorers(place)
-            return known.pop() if len(known) == 1 else None
-    return None
+            if named := _json(manifest)["arguments"].get("scorer"):
+                return frozenset(map(judge_of, named.split(" + ")))  # as `pair` writes several
+            known = frozenset(map(judge_of, _scorers(place)))
+            return known if len(known) == 1 else frozenset()
+    return frozenset()
 
 
 def _scorers(place: Path) -> set[str]:

@@ -85,18 +85,14 @@ def begin(trainer: Trainer) -> Watch | None:
     trainer.backbone.move(trainer.accelerator.device, "text_encoder")
     artist = evaluating.artist(run, trainer.backbone, listed)
     trainer.backbone.move("cpu", "text_encoder")
-    trained = _training_judge(run)
+    trained = findings.training_judges(Path(run.out), {"data": run.data, "out": run.out})
     names = run.evaluate.scorers
-    if run.evaluate.every and trained in names and len(names) == 1:
-        log.warning("evaluate.scorers: %s also judged the training pairs; name one that did not", trained)
+    if run.evaluate.every and trained.issuperset(names):
+        log.warning("evaluate.scorers: %s also judged the training pairs; name one that did not", ", ".join(names))
     main = trainer.accelerator.is_main_process
     with trainer.together():
         shown = evaluating.exhibition(run, listed, lambda work: draw(trainer, artist, work), trained, main)
     return Watch(trainer, artist, shown)
-
-
-def _training_judge(run: Run) -> str | None:
-    return findings.training_judge(Path(run.out), {"data": run.data, "out": run.out})
 
 
 @torch.no_grad()

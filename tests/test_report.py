@@ -333,6 +333,30 @@ def test_the_headline_claims_what_the_interval_allows(low, rate, high, trained, 
     assert words[1] in sure
 
 
+@pytest.mark.parametrize(
+    ("judged", "trained"),
+    [
+        ("judge:aspects", [True, True, True, False]),
+        ("judge:aspects/fidelity", [True, True, True, False]),
+        ("judge:aspects + pickscore", [True, True, True, True]),
+        ("hpsv2.1", [False, False, False, False]),
+        (None, [None, None, None, None]),
+    ],
+)
+def test_who_judged_the_pairs_did_so_with_all_parts_and_beside_others(
+    judged: str | None, trained: list[bool | None], tmp_path: Path
+) -> None:
+    run, pairs = tmp_path / "run", tmp_path / "pairs"
+    folders.begin(pairs, folders.Manifest("pair", {"scorer": judged}, 1))
+    names = ("judge:aspects", "judge:aspects/fidelity", "judge:aspects/aesthetics", "pickscore")
+    scorers = {name: dict.fromkeys(findings.NUMBERS, 0.5) for name in names}
+    (run / "compare").mkdir(parents=True)
+    said = {"a": "../../a", "b": "../../b", "prompts": 3, "scorers": scorers}
+    (run / "compare" / "compare.json").write_text(json.dumps(said))
+    found = findings.evaluation(run, {"data": str(pairs), "out": str(run)})
+    assert [v.trained for v in found.verdicts] == trained
+
+
 def test_flatten_names_every_field_of_a_run() -> None:
     nested = {"a": 1, "b": {"class": "m:C", "x": 2000.0, "y": {"class": "m:D", "z": [1, 2]}}}
     wanted = [("a", "1"), ("b", "C"), ("b.x", "2000"), ("b.y", "D"), ("b.y.z", "[1, 2]")]

@@ -9,7 +9,7 @@ from diffalign import outsiders
 from diffalign.records import InputError
 from diffalign.scorers.base import Answers, Score, Scorer, Unavailable
 
-__all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "load", "whole"]
+__all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "judge_of", "load", "whole"]
 
 # name -> (module, function that takes the place after "=", or "", and gives a Scorer)
 NAMES = {
@@ -43,6 +43,11 @@ MEASURES = ("gold", "gold_right")
 def whole(names: Collection[str]) -> list[str]:
     """The names without those of parts of others, NAME/PART beside NAME: parts count where they are asked for."""
     return [name for name in names if name.rpartition("/")[0] not in names]
+
+
+def judge_of(name: str) -> str:
+    """The name of the scorer that gives a score: NAME of its part NAME/PART."""
+    return name.partition("/")[0]
 
 
 def load(text: str) -> Scorer:

@@ -26,7 +26,7 @@ from diffalign.training import train
 
 PROXY = "shapes_clip"
 JUDGES = ("gold", "gold_right", PROXY)
-RECIPES = {"sdxl": "shapes_dpo", "sd3": "shapes_sd3_dpo_sft"}
+RECIPES = {"sdxl": "shapes_dpo", "sd3": "shapes_sd3_dpo"}
 log = logging.getLogger(__name__)
 
 

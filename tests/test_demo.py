@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import shlex
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -114,9 +117,28 @@ def test_an_interrupted_demonstration_goes_on_to_the_same_tensors(
         with pytest.raises(KeyboardInterrupt):
             run_demo(out, 0, backbone, SMALL)
     assert not (out / "result.json").exists()
-    found = run_demo(out, 0, backbone, SMALL)
+    run_demo(out, 0, backbone, SMALL)
+    assert_same(out, whole)
+
+
+def test_killed_inside_its_stages_it_goes_on_to_the_same_tensors(whole: Path, backbone: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for begun in ("train/images*", "checkpoint-*", "test/policy*"):
+        process = commands._CONTEXT.Process(target=run_demo, args=(out, 0, backbone, SMALL))
+        process.start()
+        while process.is_alive() and not any(out.glob(begun)):
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, begun
+    run_demo(out, 0, backbone, SMALL)
+    assert_same(out, whole)
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    """The numbers of both results, but time and memory, and the tensors of both adapters."""
+    found, wanted = (json.loads((place / "result.json").read_text()) for place in (out, whole))
     same = [name for name in ASKED if name not in ("seconds", "peak_rss_mib")]
-    wanted = json.loads((whole / "result.json").read_text())
     assert {n: found[n] for n in same} == {n: wanted[n] for n in same}
     adapter = Path("policy") / "pytorch_lora_weights.safetensors"
     tensors, wanted_tensors = load_file(out / adapter), load_file(whole / adapter)

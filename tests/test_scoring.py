@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import resource
 import shutil
 import struct
 import subprocess
@@ -579,7 +578,7 @@ def test_processes_share_the_work(tmp_path: Path, mine: Counter) -> None:
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
 
 
-def test_a_second_run_over_ten_thousand_images(tmp_path: Path, mine: Counter) -> None:
+def test_a_second_run_over_ten_thousand_images_loads_no_torch(tmp_path: Path) -> None:
     prompt, data = Prompt(prompt_id("x"), "x"), worlds.png(0)
     rows = [
         Image(digest("i", n), prompt.id, {"bytes": data, "path": None}, digest("file", n), 32, 32, index=n)
@@ -592,13 +591,11 @@ def test_a_second_run_over_ten_thousand_images(tmp_path: Path, mine: Counter) ->
     (tmp_path / "fast.py").write_text("def f(images, prompts):\n    return [1.0] * len(images)\n")
     words = ["score", str(place), "--scorer", f"{tmp_path / 'fast.py'}:f", "--out", str(out)]
     scoring.score(place, scorer=(words[3],), out=out)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = contents(out)
     again = "import sys, diffalign.cli; diffalign.cli.main(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", again, *words], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.endswith("False\n"), "a run that has nothing to do loads no torch"
-    # processor seconds, which a busy machine does not change
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    assert contents(out) == before
 
 
 # --- pictures that are odd

@@ -10,6 +10,7 @@ Each line gives what was measured, and the bound that it is held against. Proces
 busy machine would be measured instead.
 """
 
+import json
 import resource
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from diffusers import StableDiffusionXLPipeline
 def peak():
     return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
-backbones.load(sys.argv[1])
+backbones.load(sys.argv[1], config=sys.argv[2])
 print("RSS", before, peak())
 """
 
@@ -63,10 +64,12 @@ def imports() -> None:
 
 
 def loading() -> None:
-    """Peak memory of loading an SDXL-shaped model whose denoiser is a file of about 1 GiB."""
+    """Peak memory of loading an SDXL-shaped folder and a FLUX-shaped single file, denoisers of about 1 GiB both."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import diffusers
     import tiny
+
+    from diffalign.backbones import mmdit_file
 
     pipe, sizes = tiny.sdxl(), {"block_out_channels": (96, 192, 512), "attention_head_dim": (2, 4, 8)}
     changed = sizes | {"transformer_layers_per_block": (1, 2, 7), "cross_attention_dim": 80, "norm_num_groups": 32}
@@ -77,10 +80,29 @@ def loading() -> None:
     with tempfile.TemporaryDirectory() as place:
         pipe.save_pretrained(place)
         del pipe, unet
-        size = sum(p.stat().st_size for p in Path(place, "unet").glob("*.safetensors"))
-        out = subprocess.run([sys.executable, "-c", LOAD, place], check=True, capture_output=True, text=True).stdout
+        _loaded("folder", sum(p.stat().st_size for p in Path(place, "unet").glob("*.safetensors")), place, "")
+    pipe, sizes = tiny.flux(), {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 12}
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16, joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, **sizes
+    )
+    pipe.register_modules(transformer=transformer)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "model.safetensors")
+        mmdit_file.write(pipe, file)
+        pipe.register_modules(transformer=None)
+        pipe.save_pretrained(place)
+        transformer.save_config(Path(place, "transformer"))
+        index = Path(place, "model_index.json")
+        named = json.loads(index.read_text()) | {"transformer": ["diffusers", "FluxTransformer2DModel"]}
+        index.write_text(json.dumps(named))
+        del pipe, transformer
+        _loaded("single file", file.stat().st_size, str(file), place)
+
+
+def _loaded(what: str, size: int, model: str, config: str) -> None:
+    out = subprocess.run([sys.executable, "-c", LOAD, model, config], check=True, capture_output=True, text=True).stdout
     before, peak = (int(kib) * 1024 / GIB for kib in out.split("RSS")[1].split())
-    print(f"denoiser's file {size / GIB:.3f} GiB, process before loading {before:.3f} GiB")
+    print(f"{what} of {size / GIB:.3f} GiB, process before loading {before:.3f} GiB")
     line("peak resident memory after loading", peak, 1.15 * size / GIB + 1, "GiB")
 
 

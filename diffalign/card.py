@@ -35,7 +35,7 @@ def write(known: Known, *, model: str, to: str, part: str = "") -> str:
     """
     run = known.run
     # a path that is no longer there still is none of the hub's
-    hub = weights.on_hub(model) and not model.startswith("shapes/") and not Path(model).exists()
+    hub = weights.on_hub(model) and not Path(model).exists()
     name = model if hub or model.startswith("shapes/") else Path(model).name
     method = run.get("objective", {}).get("class", "").rpartition(":")[2]
     tags = [

@@ -65,8 +65,8 @@ def locate(model: str, config: str = "", *, whole: bool = True) -> Source:
 
 
 def on_hub(name: str) -> bool:
-    """Whether this can be a hub id, "owner/name"."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(_FILES)
+    """Whether this can be a hub id, "owner/name"; shapes/… are models of ours."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~", "shapes/")) and not name.endswith(_FILES)
 
 
 def _described(config: str) -> Path:

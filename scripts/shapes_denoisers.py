@@ -20,7 +20,7 @@ from shapes_autoencoder import CHANNELS, pixels
 from shapes_bank import SIZE, describe, pictures, scene
 from shapes_distillation import Teacher
 from shapes_fitting import Fit, train
-from shapes_text import WIDTH, encoder, join, states, tokenizer, tokens
+from shapes_text import WIDTH, encoder, join, states, tokenizer, tokens, told
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -93,16 +93,13 @@ def sdxl_loss(
     A high limit settles backgrounds, which are decided at high noise; a low one shapes, which are decided later. A
     dropped prompt is zeros, as the pipeline has it for no prompt.
     """
-    first, _ = states(pipe.text_encoder, numbers)
-    second, pooled = states(pipe.text_encoder_2, numbers)
+    embeds, added = told(pipe, numbers)
     keep = 1 - dropped.float()
-    embeds, pooled = join(first, second) * keep.view(-1, 1, 1), pooled * keep.view(-1, 1)
+    embeds, added["text_embeds"] = embeds * keep.view(-1, 1, 1), added["text_embeds"] * keep.view(-1, 1)
     noise = torch.randn_like(latents)
     t = torch.randint(pipe.scheduler.config.num_train_timesteps, (len(latents),))
     alpha = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     x_t = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-    sizes = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(latents), -1)
-    added = {"text_embeds": pooled, "time_ids": sizes}
     gap = pipe.unet(x_t, t, encoder_hidden_states=embeds, added_cond_kwargs=added).sample - noise
     return ((1 / alpha).clamp(max=limit) * gap.square()).mean()
 

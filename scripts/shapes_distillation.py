@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from shapes_export import pipeline
-from shapes_text import join, states
+from shapes_text import told
 from torch import Tensor
 
 # Latents lie within; a guided prediction at almost pure noise does not, for its error is divided by sqrt(alpha).
@@ -38,18 +38,14 @@ class Teacher:
         weight, alpha = t.view(-1, 1, 1, 1), alpha.view(-1, 1, 1, 1)
         x_t = (1 - weight) * latents + weight * noise
         scaled = x_t / ((1 - weight).square() + weight.square()).sqrt()
-        first, _ = states(self.pipe.text_encoder, numbers)
-        second, pooled = states(self.pipe.text_encoder_2, numbers)
-        embeds = join(first, second)
-        added = {
-            "text_embeds": torch.cat([pooled, torch.zeros_like(pooled)]),
-            "time_ids": torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(2 * len(latents), -1),
-        }
+        embeds, added = told(self.pipe, numbers)
+        nothing = added | {"text_embeds": torch.zeros_like(added["text_embeds"])}
+        both = {name: torch.cat([value, nothing[name]]) for name, value in added.items()}
         words = torch.cat([embeds, torch.zeros_like(embeds)])
         noises = self.pipe.unet(
-            torch.cat([scaled] * 2), steps.repeat(2), encoder_hidden_states=words, added_cond_kwargs=added
+            torch.cat([scaled] * 2), steps.repeat(2), encoder_hidden_states=words, added_cond_kwargs=both
         )
-        told, untold = noises.sample.chunk(2)
-        guided = untold + self.guidance * (told - untold)
+        conditional, unconditional = noises.sample.chunk(2)
+        guided = unconditional + self.guidance * (conditional - unconditional)
         clean = ((scaled - (1 - alpha).sqrt() * guided) / alpha.sqrt()).clamp(-BOUND, BOUND)
         return x_t, (x_t - clean) / weight

@@ -1,6 +1,7 @@
 """The text half of the embedded models: a word-level CLIP tokenizer, and small CLIP text encoders."""
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -58,6 +59,14 @@ def states(model: CLIPTextModel | CLIPTextModelWithProjection, numbers: Tensor) 
     """(texts, LENGTH, WIDTH) states before the last layer, and the model's first output."""
     found = model(numbers, output_hidden_states=True)
     return found.hidden_states[-2], found[0]
+
+
+def told(pipe: StableDiffusionXLPipeline, numbers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What an SDXL pipeline's UNet is told of words, (texts, LENGTH): their states, and what is added to the time."""
+    first, _ = states(pipe.text_encoder, numbers)
+    second, pooled = states(pipe.text_encoder_2, numbers)
+    sizes = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(numbers), -1)
+    return join(first, second), {"text_embeds": pooled, "time_ids": sizes}
 
 
 def join(*parts: Tensor) -> Tensor:

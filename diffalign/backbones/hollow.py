@@ -102,7 +102,7 @@ def configurations(model: str, config: str = "") -> dict[str, dict[str, Any]]:
         return known[name]
     place = Path(name)
     if not place.is_dir():
-        fetched = not place.exists() and not name.startswith("shapes/") and weights.on_hub(name)
+        fetched = not place.exists() and weights.on_hub(name)
         wanted = ("model_index.json", "*/config.json")
         place = weights.snapshot(name, wanted) if fetched else weights.locate(model, config).folder
     if Path(model).is_file():

@@ -1,4 +1,4 @@
-"""Numbers of the machine that it runs on, not of any test: python scripts/bench.py [imports] [loading] [toggle] …
+"""Numbers of the machine that it runs on, not of any test: python scripts/bench.py [imports] [loading] …
 
     counters    exact counts of a training step on the meta device (`bench_counters.py`)
     ratios      what the caches save and the library costs, beside other scripts' steps (`bench_ratios.py`)
@@ -106,6 +106,27 @@ def _loaded(what: str, size: int, model: str, config: str) -> None:
     line("peak resident memory after loading", peak, 1.15 * size / GIB + 1, "GiB")
 
 
+def again() -> None:
+    """`score` over 10,000 images that are scored already."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import worlds
+
+    from diffalign import folders
+    from diffalign.records import Image, Prompt, digest, prompt_id
+
+    prompt, picture = Prompt(prompt_id("x"), "x"), {"bytes": worlds.png(0), "path": None}
+    rows = [Image(digest("i", n), prompt.id, picture, digest("file", n), 32, 32, index=n) for n in range(10_000)]
+    with tempfile.TemporaryDirectory() as folder:
+        place, own = Path(folder, "images"), Path(folder, "one.py")
+        folders.begin(place, folders.Manifest("sample", {}, 1))
+        folders.write_part(place, "prompts", 0, [prompt])
+        folders.write_part(place, "images", 0, rows)
+        own.write_text("def f(images, prompts):\n    return [1.0] * len(images)\n")
+        words = ("-m", "diffalign", "score", str(place), "--scorer", f"{own}:f", "--out", str(Path(folder, "scores")))
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        line("diffalign score, all 10,000 rows there", processor_seconds(*words), 2, "s")
+
+
 def toggle() -> None:
     """Turning the adapters of SDXL off and on again around a reference pass, without weights."""
     import diffusers
@@ -141,8 +162,9 @@ if __name__ == "__main__":
         "imports": imports,
         "loading": loading,
         "toggle": toggle,
+        "again": again,
         "counters": lambda: bench_counters.table(list(bench_counters.MODELS)),
         "ratios": lambda: bench_ratios.main(),
     }
-    for name in sys.argv[1:] or ("imports", "loading", "toggle"):
+    for name in sys.argv[1:] or ("imports", "loading", "toggle", "again"):
         known[name]()

@@ -44,6 +44,11 @@ class Process(ABC):
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:
         """Latents (images, c, h, w), noise of the same shape and time (images,) -> `Noised`."""
 
+    @property
+    @abstractmethod
+    def restates(self) -> bool:
+        """Whether the target's parametrisation is another than the network's; only then does `express` read x_t."""
+
     @abstractmethod
     def express(self, output: Tensor, noised: Noised) -> Tensor:
         """The network's output in the parametrisation of `noised.target`."""
@@ -128,8 +133,12 @@ class VP(Process):
         snr = bar / (1 - bar)
         return Noised(a * x0 + s * eps, target, t, snr.to(x0.dtype))
 
+    @property
+    def restates(self) -> bool:
+        return self.network != self.prediction
+
     def express(self, output: Tensor, noised: Noised) -> Tensor:
-        if self.network == self.prediction:
+        if not self.restates:
             return output
         a, s = self.roots(noised.t, output)
         x_t = noised.x_t.to(output.dtype)
@@ -172,6 +181,10 @@ class Flow(Process):
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:
         w = t.to(x0.dtype)[:, None, None, None]
         return Noised((1 - w) * x0 + w * eps, eps - x0, t, (((1 - t) / t) ** 2).to(x0.dtype))
+
+    @property
+    def restates(self) -> bool:
+        return False
 
     def express(self, output: Tensor, noised: Noised) -> Tensor:
         return output

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from diffalign.states import Material
 class Batch:
     """A micro-batch, ready for the policy.
 
-    weight: (judgements,). scale: (images,) factor of the errors, or None. reference, old: residuals, or errors where
-    those are known, or None.
+    weight: (judgements,), on the host unless the time of its group has a say. scale: (images,) factor of the errors,
+    or None. reference, old: residuals, or errors where those are known, or None.
     """
 
     visits: Sequence[Visit]
@@ -55,7 +55,8 @@ class Passes:
         run, objective = self.run, self.run.objective
         conditioning = self.conditioning(visits)
         noised = self.noised(visits, conditioning)
-        judgement = to(dataset.judge(visits, self.data.kind), self.device)
+        known = dataset.judge(visits, self.data.kind)
+        judgement = to(known, self.device)
         reference = None if objective.reference_free else self._reference(visits, noised, conditioning)
         old = None
         if objective.needs_old:
@@ -64,8 +65,8 @@ class Passes:
             old = reference if same else self.past("old", noised, conditioning)
         scale = run.states.weighting(noised, self.process)
         if run.states.weighs == "errors":
-            return Batch(visits, noised, conditioning, judgement, judgement.weight, scale, reference, old)
-        weight = judgement.weight if scale is None else judgement.weight * judgement.mean(scale)
+            return Batch(visits, noised, conditioning, judgement, known.weight, scale, reference, old)
+        weight = known.weight if scale is None else judgement.weight * judgement.mean(scale)
         return Batch(visits, noised, conditioning, judgement, weight, None, reference, old)
 
     def residuals(self, batch: Batch, start: int = 0, end: int | None = None) -> Tensor:
@@ -108,6 +109,11 @@ class Passes:
         self.bank.write(visits, errors)
         return errors
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the denoiser's weights, in which it is told everything."""
+        return next(self.denoiser.parameters()).dtype
+
     def narrow(self) -> contextlib.AbstractContextManager[None]:
         """float16 keeps its weights wide; in bfloat16 all of them are narrow, and casts by the way would only cost."""
         if self.run.precision != "float16":
@@ -125,8 +131,7 @@ class Passes:
     def conditioning(self, visits: Sequence[Visit]) -> Conditioning:
         """What the denoiser is told of each image; a text goes to the device once, however many images share it."""
         rows, places, sizes = states.shown(self.run, self.material, visits)
-        place = states.send(torch.tensor(places), self.device)
-        dtype = next(self.denoiser.parameters()).dtype
+        place, dtype = states.send(torch.tensor(places), self.device), self.dtype
         told = {name: states.send(value.to(dtype), self.device)[place] for name, value in rows.items()}
         return told | {name: states.send(value, self.device) for name, value in sizes.items()}
 
@@ -144,9 +149,14 @@ class Passes:
             return states.inverted(run, self.process, epsilon, x0, t, visits)
 
     def _forward(self, visits: Sequence[Visit]) -> Noised:
-        """The states by forward noise, made where latents and noise lie, on the host."""
+        """The states by forward noise, made where latents and noise lie, on the host.
+
+        x_t is rounded there to what the network sees, where nobody else reads it.
+        """
         x0, t = states.clean(self.run, self.process, self.material, visits)
         made = states.forward(self.run, self.process, x0, t, visits)
+        if not self.process.restates:
+            made = replace(made, x_t=made.x_t.to(self.dtype))
         return Noised(*(states.send(getattr(made, f.name), self.device) for f in fields(made)))
 
     def winner_errors(self, visits: Sequence[Visit]) -> Tensor:

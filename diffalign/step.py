@@ -29,6 +29,11 @@ class Share:
     world: int
     scale: float = 1.0
 
+    def coefficients(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the gradient of each judgement's loss is multiplied by, where `weights` lie."""
+        whole = torch.full((), self.world * self.scale, dtype=dtype, device=weights.device)
+        return whole / self.weight * weights.to(dtype)
+
 
 def gradients(passes: Passes, parts: Sequence[Sequence[Visit]], share: Share, quiet: Quiet) -> list[Told]:
     """Add the gradients of the micro-batches' losses; what each of them leaves to measure.
@@ -66,12 +71,12 @@ def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) 
 
 
 def backward(passes: Passes, batch: Batch, share: Share, new: Tensor) -> Told:
-    """Loss of the policy's residuals `new`, and its gradients from there."""
+    """Loss of the policy's residuals `new`, and its gradients from there: no sum is made that only a log would read."""
     errors = passes.errors(batch, new)
     outcome = passes.run.objective(errors, batch.judgement, share.coupled)
-    loss = (batch.weight.to(outcome.loss.dtype) * outcome.loss).sum() / share.weight
-    loss.backward(torch.full_like(loss, share.world * share.scale))
-    return Told(errors.detached(), batch.judgement, outcome.reward, loss.detach())
+    counts = share.coefficients(batch.weight, outcome.loss.dtype)
+    outcome.loss.backward(counts.to(outcome.loss.device, non_blocking=True))
+    return Told(errors.detached(), batch.judgement, outcome.reward, outcome.loss.detach(), batch.weight, share.weight)
 
 
 def _collect(passes: Passes, share: Share, last: bool) -> None:

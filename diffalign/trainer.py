@@ -29,10 +29,14 @@ from diffalign import (
     wrapping,
 )
 from diffalign.deciding import dtypes, factor, watched
+from diffalign.objectives.base import Errors
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
 from diffalign.run import EMA, Full, HardCopy, LoRA, Run, to_data
+
+# steps whose numbers are looked at together
+UNSEEN = 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Trainer:
         self.optimizer = optimizers.build(run.optimizer, self.policy.masters)
         self.scale = optimizers.Scale(2.0**16) if run.precision == "float16" else optimizers.Scale(1.0)
         self.bad = torch.full((2,), -1, device=device)
+        self.unseen: list[tuple[int, list[Errors], Tensor]] = []
         self.best: dict[str, Any] | None = None
         self.limit = run.reference.until_divergence if isinstance(run.reference, HardCopy) else 0.0
         self.divergence = 0.0
@@ -187,7 +192,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             told, norm = self._gradients(), self._clip()
         self.scale = self.scale.kept()
-        self.bad = measuring.first_bad(self.bad, [*(t.errors.altogether() for t in told), norm[None]], self.step)
+        self.unseen.append((self.step, [t.errors for t in told], norm))
+        self._look(UNSEEN)
         lr = run.optimizer.lr * factor(run, self.step - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -199,6 +205,12 @@ class Trainer:
         if self.world > 1:
             _ = done.metrics  # all processes add them up, so none waits until it is asked
         return done
+
+    def _look(self, least: int = 1) -> None:
+        """Note the first number that is not finite of the steps not looked at, if they are many; waits for nothing."""
+        if len(self.unseen) >= least:
+            self.bad = measuring.first_bad(self.bad, self.unseen)
+            self.unseen = []
 
     def _metrics(self, told: Sequence[measuring.Told], norm: Tensor, divergence: float) -> dict[str, Tensor]:
         """The metrics of a step over all processes."""
@@ -260,6 +272,7 @@ class Trainer:
         """
         if self.bank is not None:
             self.bank.flush()
+        self._look()
         found = self.accelerator.gather(self.bad[None]).tolist()
         if not any(step >= 0 for step, _ in found):
             return

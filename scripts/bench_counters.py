@@ -15,21 +15,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, mse_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffalign import activations, measuring, optimizers, step
+from diffalign import activations, measuring, optimizers, states, step
 from diffalign.backbones import SD, SD3, SDXL, Flux
 from diffalign.dataset import Group, Visit
-from diffalign.diffusion import VP, Flow
+from diffalign.diffusion import VP, Flow, draw_noise
+from diffalign.measuring import Told
 from diffalign.objectives import DPO
-from diffalign.objectives.base import Errors
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import pair
 from diffalign.run import Adaptation, Frozen, Full, LoRA, Run
+from diffalign.trainer import UNSEEN
 
 GIB, TERA = 2**30, 1e12
 SDXL_UNET = {
@@ -109,22 +112,23 @@ class Known:
 
 @dataclass
 class Counts:
-    """Of one step, per pair: floating-point operations, kernels, bytes kept for the backward pass, bytes sent to the
-    device, and how often other networks than the policy were asked."""
+    """Of one step, per pair: floating-point operations, kernels, bytes kept for the backward pass, copies to the device
+    and their bytes, and how often other networks than the policy were asked."""
 
     flops: float = 0.0
     kernels: float = 0.0
+    copies: float = 0.0
     kept: float = 0.0
     sent: float = 0.0
     reference: int = 0
 
 
 class _Operators(TorchDispatchMode):
-    """Counts kernels (operators that make something new) and bytes from the host."""
+    """Counts kernels (operators that make something new), and copies from the host with their bytes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels, self.sent = 0, 0
+        self.kernels, self.copies, self.sent = 0, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -134,7 +138,7 @@ class _Operators(TorchDispatchMode):
         one = made[0] if isinstance(made, (list, tuple)) and made else made
         on_device = isinstance(one, Tensor) and one.device.type == "meta"
         if on_device and first is not None and first.device.type == "cpu":
-            self.sent += first.nbytes
+            self.copies, self.sent = self.copies + 1, self.sent + first.nbytes
         elif on_device and not func.is_view and "empty" not in str(func):
             self.kernels += 1
         return found
@@ -164,51 +168,99 @@ def groups(count: int) -> list[Visit]:
     return [Visit(Group(r.group, f"prompt{n}", r.images, (r,)), 0) for n, r in enumerate(rows)]
 
 
-def passes(model: Model, adaptation: Adaptation, pairs: int, *, bank: bool = True, **changes: Any) -> Passes:
-    """The passes of a DPO run of a model on the meta device in bfloat16, over a full latent cache and bank."""
+META = torch.device("meta")
+
+
+def passes(
+    model: Model,
+    adaptation: Adaptation,
+    pairs: int,
+    *,
+    bank: bool = True,
+    narrow: torch.dtype | None = torch.bfloat16,
+    device: torch.device = META,
+    **changes: Any,
+) -> Passes:
+    """The passes of a DPO run of a model, by default on the meta device in bfloat16, over a full latent cache and bank;
+    `narrow` None: in float32.
+    """
     backbone = model.family.__new__(model.family)
     backbone.process = model.process
-    full = isinstance(adaptation, Full)
-    with torch.device("meta"):
-        backbone.denoiser = model.build().to(torch.float32 if full else torch.bfloat16)
-    run = Run("none", DPO(beta=5000.0), policy=adaptation, precision="bfloat16", batch=pairs, **changes)
-    narrow = torch.bfloat16
+    with device:
+        backbone.denoiser = nn.Module.to(
+            model.build(), torch.float32 if isinstance(adaptation, Full) or narrow is None else narrow
+        )
+    precision = "float32" if narrow is None else "bfloat16"
+    run = Run("none", DPO(beta=5000.0), policy=adaptation, precision=precision, batch=pairs, **changes)
     reference = None if bank else Frozen()
-    policy = Policy(backbone, adaptation, 0, reference=reference, narrow=narrow, device=torch.device("meta"))
+    policy = Policy(backbone, adaptation, 0, reference=reference, narrow=narrow, device=device)
     data, material = SimpleNamespace(kind="pair"), Blank(model.latent, model.texts, model.sizes)
     known = Known() if bank else None
-    device = torch.device("meta")
     return Passes(run, data, backbone, model.process, material, policy, policy.denoiser, device, known)
 
 
 def bare(made: Passes, pairs: int) -> Callable[[], None]:
-    """Forward, the objective's loss, backward, and gradients into their masters, on a batch that lies ready: what no
-    training can leave out.
+    """A step written by hand, as lean as a good script has it: what no training can leave out.
+
+    Texts, latents, noise and times are drawn and lie on the host, and the reference's errors with them; all chosen
+    images come first, and every label is certain. The step brings them to the device, noises them there in float32,
+    tells both images of a pair the same text, and takes DPO's loss; gradients go to their masters by the library's own
+    `collect`, which holds few of them at a time.
     """
-    batch, policy = made.prepare(groups(pairs)), made.policy
-    noised, weights = batch.noised, policy.parameters
-    time, x_t = made.process.model_time(noised.t), noised.x_t.to(next(policy.denoiser.parameters()).dtype)
+    process, denoiser, device = made.process, made.policy.denoiser, made.device
+    visits, beta = groups(pairs), made.run.objective.beta
+    dtype = next(denoiser.parameters()).dtype
+
+    def chosen_first(rows: Tensor) -> Tensor:
+        return torch.cat([rows[0::2], rows[1::2]])
+
+    x0, t = map(chosen_first, states.clean(made.run, process, made.material, visits))
+    drawn = [draw_noise(made.run.seed, v.group.id, v.draw, None, tuple(x0.shape[1:])) for v in visits]
+    eps = torch.from_numpy(np.stack(drawn)).repeat(2, 1, 1, 1)
+    words = {n: v.to(dtype) for n, v in made.material.rows([v.group.prompt for v in visits]).items()}
+    sizes = {n: chosen_first(v) for n, v in made.material.sized(visits).items()}
+    known, flows = chosen_first(Known().read(visits)), isinstance(process, Flow)
+    t = t.float() if flows else t
+    a, s = (None, None) if flows else (r.float().to(device)[:, None, None, None] for r in roots(process))
 
     def once() -> None:
-        output = made.backbone.predict(policy.denoiser, x_t, time, batch.conditioning)
-        gap = (output.float() - noised.target).square().flatten(1).mean(1)
-        made.run.objective(Errors(gap, batch.reference), batch.judgement).loss.mean().backward()
-        optimizers.collect(weights, policy.masters)
+        latents, noise, time, reference = (v.to(device, non_blocking=True) for v in (x0, eps, t, known))
+        told = {n: v.to(device, non_blocking=True) for n, v in words.items()}
+        told = {n: v.repeat(2, *(1 for _ in v.shape[1:])) for n, v in told.items()}
+        told |= {n: v.to(device, non_blocking=True) for n, v in sizes.items()}
+        if flows:
+            x_t, target = torch.lerp(latents, noise, time[:, None, None, None]), noise - latents
+            time = process.scale * time
+        else:
+            x_t, target = torch.addcmul(a[time] * latents, s[time], noise), noise
+        output = made.backbone.predict(denoiser, x_t.to(dtype), time, told)
+        errors = mse_loss(output.float(), target, reduction="none").mean((1, 2, 3))
+        chosen, rejected = (errors - reference).chunk(2)
+        (-logsigmoid(-beta / 2 * (chosen - rejected))).mean().backward()
+        optimizers.collect(made.policy.parameters, made.policy.masters)
 
     return once
 
 
-def step_of(made: Passes, pairs: int) -> None:
-    """What a step of the trainer that is not logged does before its optimizer's: gradients, and the look for numbers
-    that are not finite.
-    """
-    told = step.gradients(made, [groups(pairs)], step.Share(float(pairs), None, 1), contextlib.nullcontext)
-    norm, bad = torch.empty((), device=made.device), torch.empty(2, dtype=torch.int64, device=made.device)
-    measuring.first_bad(bad, [*(t.errors.altogether() for t in told), norm[None]], 1)
+def roots(process: VP) -> tuple[Tensor, Tensor]:
+    """sqrt(alpha-bar) and sqrt(1 - alpha-bar) by step."""
+    bars = torch.from_numpy(process.bars)
+    return bars.sqrt(), (1 - bars).sqrt()
+
+
+def step_of(made: Passes, pairs: int) -> list[Told]:
+    """What a step of the trainer that is not logged does before its optimizer's: gradients, on their masters."""
+    return step.gradients(made, [groups(pairs)], step.Share(float(pairs), None, 1), contextlib.nullcontext)
+
+
+def look(told: Sequence[Told], device: torch.device) -> None:
+    """The trainer's look, once in `UNSEEN` steps, for numbers that are not finite."""
+    norm, bad = torch.empty((), device=device), torch.empty(2, dtype=torch.int64, device=device)
+    measuring.first_bad(bad, [(1, [t.errors for t in told], norm)] * UNSEEN)
 
 
 def count(made: Passes, pairs: int, checkpointing: str = "off", call: Callable[[], object] | None = None) -> Counts:
-    """The counts of `step_of`, per pair; or of `call`."""
+    """The counts per pair of `step_of`, with its share of `look`; or of `call`."""
     activations.keep(made.policy.denoiser, checkpointing, random=False)
     found, asked, past = Counts(), [], made.policy.past
 
@@ -229,16 +281,22 @@ def count(made: Passes, pairs: int, checkpointing: str = "off", call: Callable[[
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     operators, flops = _Operators(), FlopCounterMode(display=False)
     with flash(), hooks, flops, operators:
-        call() if call else step_of(made, pairs)
-    found.flops, found.kernels = flops.get_total_flops() / pairs, operators.kernels / pairs
+        told = call() if call else step_of(made, pairs)
+    with _Operators() as looks:
+        if call is None:
+            look(told, made.device)
+    found.flops, found.kernels = flops.get_total_flops() / pairs, (operators.kernels + looks.kernels / UNSEEN) / pairs
     found.kept, found.sent = sum(size for size, _ in kept.values()) / pairs, operators.sent / pairs
+    found.copies = operators.copies / pairs
     found.reference = len(asked)
     return found
 
 
 def table(names: Sequence[str]) -> None:
-    """One line a configuration; with a bank also how many kernels `bare` launches."""
-    print(f"{'per pair':<34} {'TFLOP':>7} {'GiB kept':>9} {'kernels':>8} {'bare':>8} {'MB sent':>8} {'reference':>10}")
+    """One line a configuration; with a bank also how many kernels and copies `bare` takes, after "/"."""
+    print(
+        f"{'per pair':<32} {'TFLOP':>7} {'GiB kept':>9} {'kernels':>16} {'copies':>7} {'MB sent':>8} {'reference':>10}"
+    )
     for name in names:
         kinds: dict[str, Adaptation] = {"LoRA r64": LoRA(rank=64, alpha=64.0)}
         if name != "flux":
@@ -247,16 +305,18 @@ def table(names: Sequence[str]) -> None:
             for bank in (True, False):
                 made = passes(MODELS[name], adaptation, 1, bank=bank)
                 found = count(made, 1)
-                least = f"{count(made, 1, call=bare(made, 1)).kernels:8.0f}" if bank else " " * 8
+                least = count(made, 1, call=bare(made, 1)) if bank else None
+                kernels = f"{found.kernels:.1f}" + (f" / {least.kernels:.0f}" if least else "")
+                copies = f"{found.copies:.0f}" + (f" / {least.copies:.0f}" if least else "")
                 what = f"{name} {kind}{'' if bank else ', live reference'}"
                 print(
-                    f"{what:<34} {found.flops / TERA:7.2f} {found.kept / GIB:9.2f} {found.kernels:8.0f} {least} "
+                    f"{what:<32} {found.flops / TERA:7.2f} {found.kept / GIB:9.2f} {kernels:>16} {copies:>7} "
                     f"{found.sent / 1e6:8.2f} {found.reference:10d}", flush=True,
                 )  # fmt: skip
                 if bank and name == "sdxl":
                     for checkpointing in ("selective", "full"):
                         again = count(made, 1, checkpointing)
-                        print(f"  {checkpointing:<32} {again.flops / TERA:7.2f} {again.kept / GIB:9.2f}", flush=True)
+                        print(f"  {checkpointing:<30} {again.flops / TERA:7.2f} {again.kept / GIB:9.2f}", flush=True)
 
 
 if __name__ == "__main__":

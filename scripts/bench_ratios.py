@@ -4,9 +4,10 @@
 
 A small UNet on 32 x 32 latents, with an autoencoder that costs beside it about what SDXL's does at 1024 pixels (0.72 of
 a forward pass there). Two steps are timed in turn, A B A, A B A …, each by the process's own processor time; a ratio is
-the median over the rounds. The library's step is `Trainer`'s own (`bench_steps.Ours`), and the bare loop runs the same
-network and optimizer. The stand-ins for other scripts are `bench_steps.Script` with an optimizer's step each time;
-their precision and offloading are left out, which a processor would not show.
+the median over the rounds. The library's step is `Trainer`'s own (`bench_steps.Ours`), and the bare loop, written by
+hand (`bench_counters.bare`), runs the same network and optimizer. The stand-ins for other scripts are
+`bench_steps.Script` with an optimizer's step each time; their precision and offloading are left out, which a processor
+would not show.
 """
 
 import argparse

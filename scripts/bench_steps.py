@@ -116,7 +116,7 @@ class Ours:
         trainer.optimizer, trainer.scale = optimizers.build(run.optimizer, policy.masters), optimizers.Scale(1.0)
         trainer.rank, trainer.world, trainer.step = 0, 1, 0
         trainer.limit = trainer.divergence = 0.0
-        trainer.bad = torch.full((2,), -1, device=world.device)
+        trainer.bad, trainer.unseen = torch.full((2,), -1, device=world.device), []
         self.trainer, self.policy = trainer, policy
 
     def __call__(self) -> None:
@@ -243,7 +243,7 @@ def default(objective: Any, policy: Any, pairs: int, parts: int = 1, **changes: 
 
 
 def bare(ours: Ours, pairs: int) -> Callable[[], None]:
-    """Forward, loss, backward, clipping and AdamW on tensors that lie ready: what no training can leave out."""
+    """`bench_counters.bare`, clipping and AdamW: what no training can leave out."""
     backward, trainer = bench_counters.bare(ours.trainer.passes, pairs), ours.trainer
     weights = list(ours.policy.masters.values())
 

@@ -43,6 +43,41 @@ def test_dpo_is_a_sentence_bit_for_bit(dtype: torch.dtype) -> None:
     assert torch.equal(a.reward, b.reward)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_is_certain_is_one_bit_for_bit(dtype: torch.dtype) -> None:
+    """A link that is told of no labels gives what labels of 1 give, and so does its gradient."""
+    links = (
+        do.Logistic(), do.Logistic(0.1), do.TargetMargin(0.5), do.ScaledLogit(3.0), do.HingeLoss(), do.Squared(),
+        do.Linear(), do.NoisyLabel(0.2), do.ReverseKL(0.2), do.AlphaDivergence(0.3), do.AlphaDivergence(0.9),
+    )  # fmt: skip
+    margin = torch.linspace(-30, 30, 601, dtype=dtype).requires_grad_()
+    for link in links:
+        found, expected = link(margin), link(margin, torch.ones_like(margin).detach())
+        assert torch.equal(found, expected), link
+        slopes = [torch.autograd.grad(loss.sum(), margin)[0] for loss in (found, expected)]
+        assert torch.equal(*slopes), link
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pairs_side_by_side_have_the_margins_of_any(dtype: torch.dtype) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    first = torch.tensor([0, 3, 4, 7])
+    near = Pairs(first, torch.tensor([1, 2, 5, 6]), torch.ones(4))
+    assert near.side.tolist() == [1, -1, 1, -1]
+    reward = torch.randn(8, generator=drawn, dtype=dtype).requires_grad_()
+    weight = torch.randn(4, generator=drawn, dtype=dtype)
+    plain = reward[near.chosen] - reward[near.rejected]
+    assert torch.equal(near.margin(reward), plain)
+    slopes = [torch.autograd.grad((weight * margin).sum(), reward)[0] for margin in (near.margin(reward), plain)]
+    assert torch.equal(*slopes)
+    # where an image has two pairs, none, or pairs are in another order, places are looked up
+    for chosen, rejected in (([0, 3], [1, 2]), ([2, 0], [3, 1]), ([0, 0], [1, 2]), ([0, 2], [2, 1])):
+        pairs = Pairs(torch.tensor(chosen), torch.tensor(rejected), torch.ones(2))
+        assert torch.equal(pairs.margin(reward), reward[pairs.chosen] - reward[pairs.rejected])
+    assert near.apart().side is None
+    assert torch.equal(to(near, torch.device("cpu")).side, near.side)
+
+
 def test_a_ranking_of_two_is_a_pair() -> None:
     ranking, dpo = Ranking(vector(1, 0), torch.zeros(2, dtype=int)), do.DPO(2000.0)(PUBLISHED, pair()).loss
     weight = abs(1 / math.log(2) - 1 / math.log(3))
@@ -243,6 +278,13 @@ def test_moving_a_judgement_keeps_it() -> None:
     moved = to(ranking, torch.device("cpu"))
     assert (moved.groups, moved.bounds, len(moved)) == (2, (0.0, 1.0), 2)
     assert torch.equal(moved.scores, ranking.scores)
+    known = {"weight": vector(1, 2), "score_gap": vector(0.5, -0.5)}
+    pairs = Pairs(torch.tensor([0, 3]), torch.tensor([1, 2]), vector(1, 1), **known)
+    moved = to(pairs, torch.device("cpu"))
+    for field in dataclasses.fields(Pairs):
+        assert torch.equal(getattr(moved, field.name), getattr(pairs, field.name))
+        assert getattr(moved, field.name).dtype == getattr(pairs, field.name).dtype
+    assert (moved.certain, moved.knows_gaps) == (True, True)
     meta = to(ranking, torch.device("meta"))  # a device that has no values to look at
     assert (meta.scores.device.type, len(meta), meta.bounds) == ("meta", 2, (0.0, 1.0))
 

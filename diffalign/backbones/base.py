@@ -150,11 +150,13 @@ def residuals(backbone: Backbone, denoiser: nn.Module, noised: Noised, condition
 
     The network sees x_t in the dtype of its weights; x_t itself, by which outputs are re-expressed, is not rounded.
     """
-    time = backbone.process.model_time(noised.t)
+    process, time = backbone.process, backbone.process.model_time(noised.t)
     dtype = next(denoiser.parameters(), noised.x_t).dtype  # x_t's own where nothing is learned
     output = backbone.predict(denoiser, noised.x_t.to(dtype), time, conditioning)
     wide = torch.float64 if output.dtype == torch.float64 else torch.float32
-    return backbone.process.express(output.to(wide), noised) - noised.target.to(wide)
+    # a narrow output is widened as it is subtracted, without a copy
+    said = process.express(output.to(wide), noised) if process.restates else output
+    return said - noised.target.to(wide)
 
 
 def select(conditioning: Conditioning, rows: Tensor) -> Conditioning:

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -52,9 +51,9 @@ class Errors:
         """The same values without gradient."""
         return replace(self, policy=self.policy.detach(), cross={n: e.detach() for n, e in self.cross.items()})
 
-    def altogether(self) -> Tensor:
-        """Policy, reference and old errors summed, (images,): finite where all of them are."""
-        return reduce(torch.add, (e for e in (self.policy, self.reference, self.old) if e is not None))
+    def known(self) -> list[Tensor]:
+        """Policy, reference and old errors, (images,) each, as far as there are any."""
+        return [e for e in (self.policy, self.reference, self.old) if e is not None]
 
     def at(self, images: Tensor) -> "Errors":
         """The errors of these images in this order, with the inner products that are per image."""

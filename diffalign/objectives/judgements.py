@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import ClassVar
 
@@ -37,6 +37,8 @@ class Pairs(Judgement):
 
     score_gap is a scorer's score of the chosen image minus that of the rejected one, so it is negative where the scorer
     contradicts the label, and NaN where it is unknown. Raises ValueError if p is outside [0, 1] or a pair is one image.
+    side: (pairs,), float32: 1 where the chosen image comes first and -1 where the rejected one does, if pair k is of
+    the images 2k and 2k + 1; None otherwise.
     """
 
     chosen: Tensor
@@ -44,15 +46,24 @@ class Pairs(Judgement):
     p: Tensor
     weight: Tensor | None = None
     score_gap: Tensor | None = None
+    side: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         within_unit("p", self.p)
         if (same := self.chosen == self.rejected).any():
             raise ValueError(f"pair {int(same.nonzero()[0])}: is one image twice; expected two images")
-        _ = self.knows_gaps
+        place = torch.arange(len(self), device=self.chosen.device)
+        if ((self.chosen // 2 == place) & (self.rejected // 2 == place)).all():
+            object.__setattr__(self, "side", (self.rejected - self.chosen).float())
+        _ = self.knows_gaps, self.certain
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @cached_property
+    def certain(self) -> bool:
+        """Whether every chosen image is certainly better, read once on the host."""
+        return bool((self.p == 1).all())
 
     @cached_property
     def knows_gaps(self) -> bool:
@@ -68,13 +79,16 @@ class Pairs(Judgement):
         return p * values[self.chosen] + (1 - p) * values[self.rejected]
 
     def margin(self, reward: Tensor) -> Tensor:
-        """r[chosen] - r[rejected]."""
-        return reward[self.chosen] - reward[self.rejected]
+        """r[chosen] - r[rejected]; of pairs that lie side by side by views, which take half the kernels."""
+        if self.side is None or len(reward) != 2 * len(self):
+            return reward[self.chosen] - reward[self.rejected]
+        first, second = reward.unflatten(0, (-1, 2)).unbind(1)
+        return self.side.to(reward.dtype) * (first - second)
 
     def apart(self) -> "Pairs":
         """The same pairs over `cat([chosen, rejected])`, where no image has two roles."""
         place = torch.ones_like(self.chosen).cumsum(0) - 1
-        return _with(self, chosen=place, rejected=place + len(self))
+        return _with(self, chosen=place, rejected=place + len(self), side=None)
 
 
 @dataclass(frozen=True)
@@ -208,12 +222,17 @@ def within_unit(name: str, values: Tensor) -> None:
 
 
 def to(judgement: Judgement, device: torch.device) -> Judgement:
-    """The judgement with its tensors on `device`."""
-    tensors = {f.name: getattr(judgement, f.name) for f in fields(judgement)}
-    return _with(judgement, **{n: v.to(device, non_blocking=True) for n, v in tensors.items() if v is not None})
+    """The judgement with its tensors on `device`; those of one type go there together."""
+    tensors = {f.name: v for f in fields(judgement) if (v := getattr(judgement, f.name)) is not None}
+    moved = {}
+    for dtype in {v.dtype: None for v in tensors.values()}:
+        alike = {n: v for n, v in tensors.items() if v.dtype == dtype}
+        sent = torch.cat(list(alike.values())).to(device, non_blocking=True)
+        moved |= dict(zip(alike, sent.split([len(v) for v in alike.values()]), strict=True))
+    return _with(judgement, **moved)
 
 
-def _with(judgement: Judgement, **tensors: Tensor) -> Judgement:
+def _with(judgement: Judgement, **tensors: Tensor | None) -> Judgement:
     # A copy, not a new one: it was checked when it was made, and checking again would wait for the device.
     changed = copy.copy(judgement)
     for name, value in tensors.items():

@@ -13,9 +13,14 @@ from diffalign.objectives.base import positive
 
 
 class Link(ABC):
-    """(margin m, P = P(chosen is better)) -> loss per pair: P link(m) + (1 - P) link(-m) unless said otherwise."""
+    """(margin m, P = P(chosen is better)) -> loss per pair: P link(m) + (1 - P) link(-m) unless said otherwise.
 
-    def __call__(self, margin: Tensor, p: Tensor) -> Tensor:
+    P = None says that it is 1 for all pairs: the same numbers, without the second link.
+    """
+
+    def __call__(self, margin: Tensor, p: Tensor | None = None) -> Tensor:
+        if p is None:
+            return self.hard(margin)
         return p * self.hard(margin) + (1 - p) * self.hard(-margin)
 
     @abstractmethod
@@ -34,7 +39,10 @@ class Logistic(Link):
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing = {self.label_smoothing}: expected a number in [0, 0.5)")
 
-    def __call__(self, margin: Tensor, p: Tensor) -> Tensor:
+    def __call__(self, margin: Tensor, p: Tensor | None = None) -> Tensor:
+        if self.label_smoothing == 0:
+            return super().__call__(margin, p)
+        p = torch.ones_like(margin) if p is None else p
         return super().__call__(margin, (1 - self.label_smoothing) * p + self.label_smoothing * (1 - p))
 
     def hard(self, margin: Tensor) -> Tensor:
@@ -66,8 +74,8 @@ class ScaledLogit(Link):
     def __post_init__(self) -> None:
         positive(gamma=self.gamma)
 
-    def __call__(self, margin: Tensor, p: Tensor) -> Tensor:
-        return self.hard((2 * p - 1) * margin)
+    def __call__(self, margin: Tensor, p: Tensor | None = None) -> Tensor:
+        return self.hard(margin if p is None else (2 * p - 1) * margin)
 
     def hard(self, margin: Tensor) -> Tensor:
         return -logsigmoid(self.gamma * margin)

@@ -30,8 +30,8 @@ class PairwiseObjective(Objective):
         self.check(errors, judgement)
         reward, link, weight = self.terms()
         r = reward(errors)
-        loss = link(judgement.margin(r), judgement.p.to(r.dtype))
-        return Outcome(weight(errors, judgement).to(r.dtype) * loss, r.detach())
+        loss = link(judgement.margin(r), None if judgement.certain else judgement.p.to(r.dtype))
+        return Outcome(weight.weigh(loss, errors, judgement), r.detach())
 
 
 @final

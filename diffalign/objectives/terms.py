@@ -29,6 +29,10 @@ class Weight(ABC):
     @abstractmethod
     def __call__(self, errors: Errors, pairs: Pairs) -> Tensor: ...
 
+    def weigh(self, loss: Tensor, errors: Errors, pairs: Pairs) -> Tensor:
+        """The loss per pair times the factor."""
+        return self(errors, pairs).to(loss.dtype) * loss
+
 
 class Utility(ABC):
     """v -> how good it feels to be v above the baseline (KTO)."""
@@ -96,6 +100,9 @@ class UniformWeight(Weight):
 
     def __call__(self, errors: Errors, pairs: Pairs) -> Tensor:
         return torch.ones_like(pairs.p)
+
+    def weigh(self, loss: Tensor, errors: Errors, pairs: Pairs) -> Tensor:
+        return loss
 
 
 @final

@@ -21,6 +21,7 @@ from diffalign import (
     checkpoint,
     compiling,
     dataset,
+    launching,
     material,
     measuring,
     optimizers,
@@ -62,10 +63,11 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         self.run = run
         outside = run.log_with not in ("tensorboard", "none")
-        shards = wrapping.asked()
-        self.accelerator = Accelerator(mixed_precision="no", log_with=run.log_with if outside else None)
+        self.asked = launching.asked(run)
+        with launching.plainly():
+            self.accelerator = Accelerator(mixed_precision="no", log_with=run.log_with if outside else None)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.shards = shards and self.world > 1  # one process has nobody to share with
+        self.shards = self.asked.shards and self.world > 1  # one process has nobody to share with
         device = self.accelerator.device
         with self.accelerator.main_process_first():
             self.data = material.dataset_of(run)
@@ -151,7 +153,7 @@ class Trainer:
     def _wrapped(self) -> torch.nn.Module:
         """The denoiser as the launcher wants it: sharded, copied to every process, or alone."""
         if self.shards:
-            wrapping.shard(self.policy.denoiser, self.accelerator.device)
+            wrapping.shard(self.policy.denoiser, self.accelerator.device, again=self.asked.again)
             self.policy.sharded()
             return self.policy.denoiser
         return self.accelerator.prepare_model(self.policy.denoiser) if self.world > 1 else self.policy.denoiser

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import signal
 import threading
 import time
@@ -21,6 +22,8 @@ from diffalign.run import LoRA, Run
 from diffalign.tracking import Board
 from diffalign.trainer import Step, Trainer
 from diffalign.watching import Watch
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(InputError):
@@ -61,6 +64,8 @@ def train(run: Run, *, recipe: dict[str, str] | None = None, resume: bool = Fals
     tracking.expect(run.log_with)
     watching.expect(run)
     trainer = Trainer(run)
+    if trainer.asked.said and trainer.world > 1 and trainer.accelerator.is_main_process:
+        log.info("%s", trainer.asked.said)
     with trainer.together():
         if trainer.accelerator.is_main_process:
             journal.claim(out, described)  # not before, so that a run that cannot start leaves the folder to another

@@ -1,7 +1,6 @@
-"""The denoiser over several processes: copied (DDP) or sharded (FSDP2), by what the launcher's environment asks."""
+"""The denoiser over several processes: copied (DDP) or sharded (FSDP2)."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -18,37 +17,17 @@ class Lost(InputError):
     """Another process failed, and said why."""
 
 
-def asked() -> bool:
-    """Whether the launcher asks for sharding (accelerate's `fsdp_config`).
-
-    Raises InputError on the older kind and on DeepSpeed, which would take backward pass, clipping and optimizer away.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        same = "zero3.yaml" if stage == "3" else "zero2.yaml"
-        raise InputError(
-            f"deepspeed_config: DeepSpeed is not supported; --config_file train/accelerate/{same} shards the same "
-            "through FSDP2"
-        )
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
-        return False
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise InputError("fsdp_config: fsdp_version = 1; expected 2, as in train/accelerate/fsdp2.yaml")
-    return True
-
-
-def shard(denoiser: nn.Module, device: torch.device) -> None:
+def shard(denoiser: nn.Module, device: torch.device, *, again: bool = True) -> None:
     """FSDP2 in place: the network's repeated blocks, then the rest, each gathered for its own pass and given back.
 
-    With fsdp_reshard_after_forward = false what is gathered stays until the backward pass (ZeRO's stage 2; else its
-    stage 3). The parameters are sharded tensors from here on; whoever holds the old ones must take the new ones.
+    Not `again`: what is gathered stays until the backward pass (ZeRO's stage 2; else its stage 3). The parameters are
+    sharded tensors from here on; whoever holds the old ones must take the new ones.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     names = set(denoiser._no_split_modules or ())
     blocks = [m for m in denoiser.modules() if type(m).__name__ in names]
     # an outer block that holds inner ones would gather them all at once
     inner = [m for m in blocks if not any(n is not m and type(n).__name__ in names for n in m.modules())]
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     for block in inner:
         fully_shard(block, mesh=mesh, reshard_after_forward=again)
     fully_shard(denoiser, mesh=mesh, reshard_after_forward=again)

@@ -4,7 +4,9 @@ import dataclasses
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import worlds
 from processes import together
 from safetensors.torch import load_file, save_file
 
-from diffalign import checkpoint, wrapping
+from diffalign import checkpoint, launching, wrapping
 from diffalign.objectives import DPO, KTO, PlackettLuce
 from diffalign.records import InputError
 from diffalign.run import EMA, AdamW, Full, LoRA, Run
@@ -20,6 +22,8 @@ from diffalign.trainer import Trainer
 from diffalign.training import train
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+PLAIN = Run("none", DPO(), policy=LoRA(rank=2), precision="float32")
+ADAPTER = "pytorch_lora_weights.safetensors"
 
 
 def cases(models: dict[str, Path], data: dict[str, Path], place: Path) -> dict[str, Run]:
@@ -204,7 +208,7 @@ def test_the_older_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(InputError, match="fsdp_version = 1; expected 2"):
-        wrapping.asked()
+        launching.asked(PLAIN)
 
 
 PRESETS = sorted((Path(__file__).parent.parent / "train" / "accelerate").glob("*.yaml"))
@@ -225,22 +229,189 @@ def test_presets_are_what_accelerate_reads(path: Path, monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
         if name in told:
             monkeypatch.setenv(name, told[name])
-    assert wrapping.asked() == (path.stem in ("fsdp2", "zero2", "zero3"))
-    if wrapping.asked():
-        assert told["FSDP_RESHARD_AFTER_FORWARD"] == ("false" if path.stem == "zero2" else "true")
+    found = launching.asked(PLAIN)
+    assert found.shards == (path.stem in ("fsdp2", "zero2", "zero3"))
+    assert found.again == (path.stem != "zero2")
     text = path.read_text(encoding="utf-8")
     assert f"--config_file train/accelerate/{path.name} " in text
     assert "untested" in text or "not at hand" in text or "not on an accelerator" in text
 
 
-@pytest.mark.parametrize(("stage", "preset"), [("2", "zero2"), ("3", "zero3")])
-def test_deepspeed_is_refused_by_the_preset_that_does_the_same(
-    monkeypatch: pytest.MonkeyPatch, stage: str, preset: str
+# --- DeepSpeed's words for it
+
+STAGED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_CONFIG_DS_FIELDS": "zero_stage"}
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., launching.Asked]:
+    """What is asked of a run by an environment, of two processes."""
+    plain = Run("none", DPO(), policy=LoRA(rank=2), batch=8, micro_batch=2, precision="bfloat16")
+
+    def asked(changes: dict[str, Any] | None = None, /, **told: str) -> launching.Asked:
+        for name, value in (STAGED | {"RANK": "0", "WORLD_SIZE": "2"} | told).items():
+            monkeypatch.setenv(name, value)
+        return launching.asked(dataclasses.replace(plain, **(changes or {})))
+
+    return asked
+
+
+STAGE, DEVICE = "ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_OFFLOAD_{}_DEVICE"
+
+
+@pytest.mark.parametrize(
+    ("stage", "shards", "again"),
+    [("0", False, True), ("1", True, False), ("2", True, False), ("3", True, True), (None, True, False)],
+)
+def test_stages_are_ways_of_sharding(launched: Any, stage: str | None, shards: bool, again: bool) -> None:
+    found = launched(**({STAGE: stage} if stage else {}))
+    assert (found.shards, found.again) == (shards, again)
+    assert found.said.startswith(f"DeepSpeed's stage {stage or 2} is asked for")
+    assert "\n" not in found.said
+
+
+def test_what_agrees_with_the_run_is_taken(launched: Any) -> None:
+    agreed = {
+        "ACCELERATE_GRADIENT_CLIPPING": "1.0", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2",
+        DEVICE.format("OPTIMIZER"): "none", DEVICE.format("PARAM"): "none", "ACCELERATE_MIXED_PRECISION": "bf16",
+    }  # fmt: skip
+    assert launched(**agreed).shards
+    assert launched(**dict.fromkeys(("ACCELERATE_GRADIENT_CLIPPING", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"), "auto"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (STAGE, "4", "zero_stage = 4: expected 0, 1, 2 or 3"),
+        (DEVICE.format("OPTIMIZER"), "cpu", "offload_optimizer_device = cpu: nothing is offloaded here; expected none"),
+        (DEVICE.format("PARAM"), "nvme", "offload_param_device = nvme: nothing is offloaded here; expected none"),
+        (
+            "ACCELERATE_GRADIENT_CLIPPING",
+            "0.5",
+            r"gradient_clipping = 0.5: the run has optimizer.max_grad_norm = 1.0; ",
+        ),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps = 4: .* = 2; expected 2, "),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision = fp16: the run has precision = bfloat16; expected"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision = fp8: the run has precision = bfloat16; expected"),
+    ],
+)
+def test_what_would_be_done_otherwise_is_refused_by_name(launched: Any, name: str, value: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        launched(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+def configured(place: Path, **sections: Any) -> dict[str, str]:
+    """The environment of a launch by a file that says these sections beside stage 3."""
+    whole = {"zero_optimization": {"stage": 3, "overlap_comm": True, "stage3_prefetch_bucket_size": "auto"}} | sections
+    place.write_text(json.dumps(whole))
+    return {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(place)}
+
+
+def test_a_file_of_deepspeed_is_read(launched: Any, tmp_path: Path) -> None:
+    """What is "auto" there is the environment's, or the run's."""
+    autos = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping", "gradient_accumulation_steps")
+    sections = dict.fromkeys(autos, "auto") | {"bf16": {"enabled": "auto"}, "fp16": {"enabled": False}}
+    sections |= {"steps_per_print": 100, "tensorboard": {"enabled": False}}
+    found = launched(**configured(tmp_path / "auto.json", **sections))
+    assert (found.shards, found.again) == (True, True)
+    stage = configured(
+        tmp_path / "stage.json", zero_optimization={"stage": "auto", "offload_param": {"device": "none"}}
+    )
+    assert not launched(**stage, **{STAGE: "2"}).again
+    told = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
+    assert launched(**configured(tmp_path / "told.json", **told, gradient_clipping=1.0, bf16={"enabled": True}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"zero_optimization": {"stage": 5}}, "zero_optimization.stage = 5: expected 0, 1, 2 or 3"),
+        ({"zero_optimization": None}, "zero_optimization: is missing; expected at least its stage"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
+            "offload_param.device = cpu: nothing",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer.device = nvme",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            "zero_quantized_weights: is not done here",
+        ),
+        ({"optimizer": {"type": "AdamW"}}, "optimizer: is not done here; expected none"),
+        (
+            {"gradient_clipping": 0.1},
+            "gradient_clipping = 0.1: the run has optimizer.max_grad_norm = 1.0; expected 1.0, ",
+        ),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps = 1: .* expected 2"),
+        ({"train_batch_size": 16}, "train_batch_size = 16: the run has batch = 8; expected 8"),
+        ({"train_micro_batch_size_per_gpu": 1}, "train_micro_batch_size_per_gpu = 1: the run has micro_batch = 2"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = true: the run has precision = bfloat16"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled = false: the run has precision = bfloat16"),
+    ],
+)
+def test_a_file_that_asks_for_more_is_refused_by_name(
+    launched: Any, tmp_path: Path, sections: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
-    with pytest.raises(InputError, match=rf"DeepSpeed is not supported; --config_file train/accelerate/{preset}\.yaml"):
-        wrapping.asked()
+    with pytest.raises(InputError, match=message) as caught:
+        launched(**configured(tmp_path / "ds.json", **sections))
+    assert str(caught.value).startswith(f"{tmp_path / 'ds.json'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_none_is_named(launched: Any, tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"train_batch_size": 8}'):
+        (tmp_path / "ds.json").write_text(text)
+        with pytest.raises(InputError, match=r"ds\.json: "):
+            launched(ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "ds.json"))
+    with pytest.raises(InputError, match=r"none\.json: is no deepspeed_config_file"):
+        launched(ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "none.json"))
+
+
+def staged(place: Path, run: Run) -> None:
+    """A run by every stage, launched by DeepSpeed's words and by those for the same sharding."""
+    rank = int(os.environ["RANK"])
+    ways = {
+        "fsdp-2": SHARDED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}, "fsdp-3": SHARDED, "ddp-0": {},
+        **{f"deepspeed-{stage}": STAGED | {STAGE: str(stage)} for stage in (0, 2, 3)},
+    }  # fmt: skip
+    for name, told in ways.items():
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in told.items():
+                patch.setenv(key, value)
+            trainer = Trainer(dataclasses.replace(run, out=str(place / name)))
+            blocks = [m for m in trainer.policy.denoiser.modules() if isinstance(m, wrapping.FSDPModule)]
+            assert bool(blocks) == (not name.endswith("0"))
+            kept = {b._get_fsdp_state()._fsdp_param_group.post_forward_mesh_info is None for b in blocks[1:]}
+            assert kept == ({name.endswith("2")} if blocks else set())
+            for _ in trainer:
+                pass
+            trainer.export(place / name / "policy", {})
+    if rank == 0:
+        (place / "done").touch()
+
+
+def test_a_launch_by_stage_is_the_sharding_of_that_stage(alone: tuple, tmp_path: Path) -> None:
+    """Byte for byte, without DeepSpeed's package, which is not installed here."""
+    runs, _, _ = alone
+    together(staged, tmp_path, runs["parts"])
+    for stage, same_as in ((0, "ddp"), (2, "fsdp"), (3, "fsdp")):
+        mine, other = (tmp_path / f"{name}-{stage}" / "policy" / ADAPTER for name in ("deepspeed", same_as))
+        assert mine.read_bytes() == other.read_bytes()
+
+
+def test_a_run_says_what_becomes_of_deepspeed(
+    alone: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One process shares with nobody and says nothing."""
+    runs, _, _ = alone
+    for name, value in STAGED.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level("INFO", logger="diffalign"):
+        train(dataclasses.replace(runs["pairs"], out=str(tmp_path), steps=1))
+    assert not [r for r in caplog.records if "DeepSpeed" in r.getMessage()]
+    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
 
 
 def test_one_process_shares_with_nobody(alone: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,16 @@ def backward(passes: Passes, batch: Batch, share: Share, new: Tensor) -> Told:
     return Told(errors.detached(), batch.judgement, outcome.reward, outcome.loss.detach(), batch.weight, share.weight)
 
 
+def named(parts: Sequence[Sequence[Visit]], place: int) -> str:
+    """The error of the image at a place among all of a step's, in words; "" behind them, where the norm is."""
+    images = [(image, v.group) for part in parts for v in part for image in v.group.images]
+    if place >= len(images):
+        return ""
+    image, group = images[place]
+    told = ", ".join(r.id for r in group.judgements[:3])
+    return f"the error of image {image} (group {group.id}, judgements {told})"
+
+
 def _collect(passes: Passes, share: Share, last: bool) -> None:
     """Give the gradients to the masters; several processes add them up first, in the last backward pass."""
     if last or share.world == 1:

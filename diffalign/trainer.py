@@ -36,8 +36,7 @@ from diffalign.policy import Policy
 from diffalign.records import InputError
 from diffalign.run import EMA, Full, HardCopy, LoRA, Run, to_data
 
-# steps whose numbers are looked at together
-UNSEEN = 64
+UNSEEN = 64  # steps whose numbers are looked at together
 
 
 @dataclass(frozen=True)
@@ -276,17 +275,12 @@ class Trainer:
             self.bank.flush()
         self._look()
         found = self.accelerator.gather(self.bad[None]).tolist()
-        if not any(step >= 0 for step, _ in found):
+        first = min((number for number, _ in found if number >= 0), default=0)
+        if not first:
             return
-        first, what = min(step for step, _ in found if step >= 0), "the gradient's norm"
-        for rank, (at, place) in enumerate(found):
-            mine = [v for part in self._parts(self._visits(first - 1), rank) for v in part]
-            images = [(i, v.group) for v in mine for i in v.group.images]
-            if at == first and place < len(images):  # after the images comes the norm, which is the same everywhere
-                name, group = images[place]
-                told = ", ".join(r.id for r in group.judgements[:3])
-                what = f"the error of image {name} (group {group.id}, judgements {told})"
-                break
+        bad = [(rank, place) for rank, (number, place) in enumerate(found) if number == first]
+        names = [step.named(self._parts(self._visits(first - 1), rank), place) for rank, place in bad]
+        what = next(filter(None, names), "the gradient's norm")  # which is the same in all processes
         raise InputError(
             f"step {first}: {what} is not finite; nothing of this step was saved, and the checkpoints before it stay. "
             f"The same command would end the same: begin again with a lower optimizer.lr ({self.run.optimizer.lr}) and "

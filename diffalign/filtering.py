@@ -109,8 +109,10 @@ def filter(
     if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(f"temperature = {temperature}: expected a finite number above 0")
     found, texts_quality = _load(data, scores, scorer), _quality(quality) if quality else {}
-    if judges > len(found.scores):
-        raise InputError(f"judges = {judges}: the folder of --scores holds those of {len(found.scores)} scorers")
+    # a part of a judge is no judge beside the whole
+    jury = {name: found.scores[name] for name in whole(found.scores)}
+    if judges > len(jury):
+        raise InputError(f"judges = {judges}: the folder of --scores holds those of {len(jury)} scorers")
     choose = functools.partial(_best, data, found, selection, texts_quality, alpha, gamma)
     gaps = scores is not None and bool(scorer or min_gap or best or per_prompt or len(found.scores) == 1)
     of = found.prompts_of
@@ -123,7 +125,7 @@ def filter(
         ("", gaps, lambda rows: _with_gaps(rows, found.scores, scorer)),
         ("raters disagree", min_agreement > 0, lambda rows: selecting.agreed(rows, min_agreement)),
         ("too few raters agree", raters > 0, lambda rows: selecting.consistent(rows, raters)),
-        ("scorers disagree", judges > 0, lambda rows: selecting.judged(rows, found.scores, judges)),
+        ("scorers disagree", judges > 0, lambda rows: selecting.judged(rows, jury, judges)),
         (f"gap below {min_gap:g}", min_gap > 0, lambda rows: [r for r in rows if _gap(data, r) >= min_gap]),
         ("over the prompt's share", per_prompt is not None, lambda r: selecting.capped(r, of(r), per_prompt)),
         ("not among the best", best is not None, lambda rows: choose(rows, best)),

@@ -63,9 +63,21 @@ def mistyped(value: Any, name: str = "") -> Iterator[str]:
         found, hint = getattr(value, field.name), hints.get(field.name, Any)
         place = f"{name}.{field.name}" if name else field.name
         if not _fits(found, hint):
-            yield f"{place} = {found!r}: expected {hint.__name__ if isinstance(hint, type) else hint}"
+            yield f"{place} = {found!r}: expected {_said_of(hint)}"
         elif dataclasses.is_dataclass(found) and not isinstance(found, type):
             yield from mistyped(found, place)
+
+
+def _said_of(hint: Any) -> str:
+    """A declared type in words: the values of a list of values, the name of a class."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_said_of, inner))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not inner else str(hint)
 
 
 def _hints(kind: type) -> dict[str, Any]:

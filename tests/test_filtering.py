@@ -207,16 +207,30 @@ def imported(place: Path) -> Path:
     return place / "in"
 
 
-def scored(place: Path, data: Path) -> Path:
+def scored(place: Path, data: Path, names: tuple[str, str] = ("one", "two")) -> Path:
     """Scores of all images by two scorers who agree but for the first image; gaps between neighbours differ."""
     ids = list(folders.image_rows(data))
     one = {name: float(n * n) for n, name in enumerate(reversed(ids))}
-    values = {"one": one, "two": one | {ids[0]: -5.0}}
+    values = dict(zip(names, (one, one | {ids[0]: -5.0}), strict=True))
     rows = [Score(i, PROMPT, name, "1", "none", v) for name, found in values.items() for i, v in found.items()]
     manifest = folders.Manifest("score", {"test": 1}, 1, (folders.parent(place / "scores", data),))
     folders.begin(place / "scores", manifest)
     folders.write_part(place / "scores", "scores", 0, rows)
     return place / "scores"
+
+
+def test_a_part_of_a_judge_is_no_judge_beside_the_whole(tmp_path: Path) -> None:
+    data = imported(tmp_path)
+    scores = scored(tmp_path, data, ("judge", "judge/fidelity"))
+    keep(data, out=tmp_path / "a", scores=scores, scorer="judge/fidelity", judges=1)
+    values = {r.image_id: r.value for r in folders.records(scores, "scores") if r.scorer == "judge"}
+    wanted = {
+        r.id for r in folders.records(data, "judgements")
+        if (values[r.images[0]] - values[r.images[1]]) * (r.p - 0.5) > 0
+    }  # fmt: skip
+    assert {r.id for r in folders.records(tmp_path / "a", "judgements")} == wanted
+    with pytest.raises(InputError, match="judges = 2: the folder of --scores holds those of 1 scorers"):
+        keep(data, out=tmp_path / "b", scores=scores, scorer="judge/fidelity", judges=2)
 
 
 def left(out: Path) -> dict[str, int]:

@@ -43,10 +43,11 @@ def read_pipeline(kind: type[P], source: weights.Source, dtype: torch.dtype, dev
         library.disable_progress_bar()
     # the parts of other files are read by names and tables of our own, and what they lack from the folder
     converted = source.file is not None and index["_class_name"] not in mmdit_file.ENCODERS
-    held = {} if source.file is None or converted else _held(source, index["_class_name"], dtype)
-    given = absent | hollow | held
     try:
-        pipe = (_from_file if converted else _from_folder)(kind, source, given, dtype)
+        held = {} if source.file is None or converted else _held(source, index["_class_name"], dtype)
+        pipe = (_from_file if converted else _from_folder)(kind, source, absent | hollow | held, dtype)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         place = source.file or source.folder
         raise InputError(f"{place}: cannot be loaded as {kind.__name__}: {said(error)}") from None

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ def train_scorer(
     tune: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
+    precision: Literal["float32", "bfloat16"] = "float32",
     cache: Path | None = None,
 ) -> str:
     """Train a scorer on preferences; the same command again goes on where it was, and says what came of it.
@@ -78,6 +79,7 @@ def train_scorer(
         tune: Share of the prompts that tune.
         test: Share of the prompts that test.
         seed: Names the shares and the order.
+        precision: In which the towers compute (autocast); what is learnt, and the heads, are float32.
         cache: Where prepared pictures or embeddings are kept for other runs; in OUT, until it is done, where not given.
     """
     plan = Plan(steps, batch, micro_batch, lr, head_lr, weight_decay, every, seed)
@@ -87,7 +89,7 @@ def train_scorer(
     hashed, name = revision(place), name or out.resolve().name
     arguments = {
         "pairs": folders.load(pairs).fingerprint, "tower": hashed, "mode": mode, "dimensions": list(dimensions),
-        "name": name, "hidden": hidden, "tune": tune, "test": test, **dataclasses.asdict(plan),
+        "name": name, "hidden": hidden, "tune": tune, "test": test, "precision": precision, **dataclasses.asdict(plan),
     }  # fmt: skip
     _require_same(out, arguments)
     clear(*(out / file for file in (ARGUMENTS, MEASURES, trained.HEAD, trained.CARD)))
@@ -98,7 +100,8 @@ def train_scorer(
     choices.require(pairs, known)
     opened = open_tower(place)
     write_atomically(out / ARGUMENTS, _text(arguments))
-    known, learner = _learner(pairs, known, opened, hashed, mode, hidden, cache or out / "cache")
+    opened = _lowered(opened) if precision == "bfloat16" else opened
+    known, learner = _learner(pairs, known, opened, (hashed, precision), mode, hidden, cache or out / "cache")
     choices.require(pairs, known)
     first = slopes(learner, known)
     before = _measured(learner, known, first[0])
@@ -159,12 +162,25 @@ def _relative(tower: str, out: Path) -> str:
     return os.path.relpath(Path(tower).resolve(), out.resolve()) if Path(tower).exists() else tower
 
 
+def _lowered(tower: Tower) -> Tower:
+    """The tower with its products in bfloat16; its weights stay as they are, its embeddings are float32."""
+
+    def low(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def within(given: Any) -> torch.Tensor:
+            with torch.autocast(torch.device(device()).type, torch.bfloat16):
+                return call(given).float()
+
+        return within
+
+    return dataclasses.replace(tower, see=low(tower.see), read=low(tower.read))
+
+
 def _learner(
-    folder: Path, known: Choices, tower: Tower, hashed: str, mode: str, hidden: int, place: Path
+    folder: Path, known: Choices, tower: Tower, kind: tuple[str, str], mode: str, hidden: int, place: Path
 ) -> tuple[Choices, Learner]:
     """(the choices whose pictures can be read, what learns): pictures are prepared, or seen, once."""
-    kind = "pixels" if mode == "full" else "embeddings"
-    store = Store(place, f"scorer-{kind}", {"tower": hashed, "device": device().partition(":")[0]})
+    key = dict(zip(("tower", "precision"), kind, strict=True)) | {"device": device().partition(":")[0]}
+    store = Store(place, f"scorer-{'pixels' if mode == 'full' else 'embeddings'}", key)
     known = known.without(_fill(store, folder, known, tower, mode))
     names = list(known.pictures)
     tower.model.requires_grad_(mode == "full")

@@ -1,6 +1,7 @@
 """What `diffalign train-scorer` learns of the embedded world's raters: the share of noise-free choices it predicts.
 
     python scripts/scorer_world.py --out build/scorer [--pictures rendered] [--prompts 1000] [-- --steps 800 …]
+    python scripts/scorer_world.py --out build/scorer --split dev -- …    # to choose settings by
 
 Four pictures a prompt, rendered with 0 to 3 of the demanded attributes wrong, or drawn by the embedded model; three
 raters (literal, warm, cool: a dimension each) vote once on each two of them, with noise; pictures whose utilities
@@ -108,23 +109,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", choices=("rendered", "drawn"), default="rendered")
     parser.add_argument("--prompts", type=int, default=1000)
-    parser.add_argument("--tests", type=int, default=256)
+    parser.add_argument("--tests", type=int, default=256, help="held-out prompts")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="whose prompts are held out")
     own, _, rest = (list(g) for g in _cut(sys.argv[1:]))
     given = parser.parse_args(own)
     place = given.out / given.pictures
     images = pictures(place / "images", given.pictures, "train", given.prompts)
-    held = pictures(place / "held-out", given.pictures, "dev", given.tests)
+    held = pictures(place / given.split, given.pictures, given.split, given.tests)
     pairs = votes(images, place / "votes")
     words = [str(pairs), "--tower", "shapes/clip", "--out", str(place / "scorer"), "--name", "raters", *rest]
     start = time.process_time()
     print(parsing.call(train_scorer, words, "scorer_world")())
     seconds = time.process_time() - start
     names = [f"trained={place / 'scorer'},{rater}" for rater in RATERS]
-    print(scoring.score(held, scorer=("shapes_clip", *names), out=place / "scores"))
+    scores = place / f"scores-{given.split}"
+    print(scoring.score(held, scorer=("shapes_clip", *names), out=scores))
     print(f"{'rater':<9}{'scorer':<16}{'choices right':<34}right where utilities differ at all")
     for number, rater in enumerate(RATERS):
         for scorer in ("shapes_clip", f"raters:{rater}"):
-            found = shares(place / "scores", held, scorer, number)
+            found = shares(scores, held, scorer, number)
             said = [f"{a:.1%} [{b:.1%}, {c:.1%}] of {n}" for a, b, c, n in found]
             print(f"{rater:<9}{scorer:<16}{said[0]:<34}{said[1]}")
     print(f"trained in {seconds:.0f} s of the processor" if seconds > 5 else "the scorer was there")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.torch
 import tiny_scorers
 import torch
 
@@ -220,6 +221,20 @@ def test_towers_learn_and_a_cut_run_ends_in_the_same_bytes(
     name, old = layouts[layout]
     new = scorers.load(f"{name}={whole / 'tower'}")([image], ["thing 3"])
     assert new != scorers.load(f"{name}={old}" if old else "shapes_clip")([image], ["thing 3"])
+
+
+def test_towers_in_bfloat16_learn_as_those_in_float32_do_but_for_rounding(place: Path) -> None:
+    flags = {"tower": str(place / "clip"), "mode": "full", **QUICK, "steps": 3, "every": 3}
+    for precision in ("float32", "bfloat16"):
+        train_scorer(place / "pairs", out=place / precision, precision=precision, **flags)
+    narrow, wide = (json.loads((place / n / "measures.json").read_text())["curve"] for n in ("bfloat16", "float32"))
+    for low, high in zip(narrow, wide, strict=True):
+        assert low["nll"] != high["nll"]
+        assert low["nll"] == pytest.approx(high["nll"], rel=0.02)
+    state = safetensors.torch.load_file(place / "bfloat16" / "tower" / "model.safetensors")
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
+    with pytest.raises(InputError, match="precision"):
+        train_scorer(place / "pairs", out=place / "bfloat16", **flags)
 
 
 def test_micro_batches_add_up_to_the_batch(place: Path) -> None:

@@ -17,6 +17,7 @@ from diffalign import folders, weights
 from diffalign.dataset import Dataset, Visit
 from diffalign.diffusion import Process, draw_noise, draw_time
 from diffalign.journal import differences
+from diffalign.manifest import naming
 from diffalign.records import InputError, digest
 from diffalign.run import Frozen, LoRA, Run, States, to_data
 
@@ -88,12 +89,11 @@ class Bank:
         values = np.where(np.isfinite(values), values, 0)
         handle, at = os.open(self._path, os.O_WRONLY), 0
         try:
-            for visit in (v for visits, _ in self._pending.values() for v in visits):
-                start, end = self._span(visit)
-                _put(handle, values[at : at + end - start].tobytes(), start * self._dtype.itemsize)
-                at += end - start
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
+            with naming(self._path):
+                for visit in (v for visits, _ in self._pending.values() for v in visits):
+                    start, end = self._span(visit)
+                    _put(handle, values[at : at + end - start].tobytes(), start * self._dtype.itemsize)
+                    at += end - start
         finally:
             os.close(handle)
         self._pending.clear()

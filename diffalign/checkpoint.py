@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffalign.manifest import naming
 from diffalign.records import InputError
 
 _PART = r"-(\d+)-of-\d+$"
@@ -55,7 +56,8 @@ def spare(folder: Path) -> Iterator[Path]:
     """
     temporary = scratch(folder)
     try:
-        yield temporary
+        with naming(folder):
+            yield temporary
     except SafetensorError as error:
         known = next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if f"os error {n})" in str(error)), None)
         if known is None:

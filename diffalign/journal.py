@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign import folders, weights
+from diffalign.manifest import naming
 from diffalign.records import InputError
 from diffalign.run import Frozen, LoRA, Run, to_data
 
@@ -90,7 +91,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def append(path: Path, entry: dict[str, Any]) -> None:
     """Add one line to `metrics.jsonl` or `evaluations.jsonl`."""
-    with path.open("a") as file:
+    with naming(path), path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Records and record folders: what is refused, what survives a crash, and that `datasets` opens what we write."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import folders, places
+from diffalign import checkpoint, folders, journal, places
 from diffalign import records as r
 from diffalign.records import Image, InputError, Judgement, Prompt, Score
 
@@ -195,6 +196,25 @@ def test_begin_clears_what_a_kill_left(tmp_path: Path) -> None:
     (tmp_path / "images" / ".part-00000.parquet.tmp-17").write_bytes(b"half")
     folders.begin(tmp_path, MANIFEST)
     assert not contents(tmp_path / "images")
+
+
+def test_a_full_disk_names_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the system says, which is no name; of a whole file, of a line more, and of a checkpoint."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        journal.append(Path("/dev/full"), {"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'x'}'"):
+        folders.write_atomically(tmp_path / "x", b"new")
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'c'}'"),
+        checkpoint.written(tmp_path / "c"),
+    ):
+        os.fsync(0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ SENT = (
     "reduce_", "allgather_", "stage3_",
 )  # fmt: skip
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
-ASKS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+# the last is a number to accelerate itself, which fails at "auto"
+ASKS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is no deepspeed_config_file ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("zero_optimization"), dict):
         raise InputError(f"{path}: zero_optimization: is missing; expected at least its stage")
+    if "stage" not in config["zero_optimization"]:
+        # which is 0 to DeepSpeed, and 2 to accelerate where no file is given
+        raise InputError(f'{path}: zero_optimization.stage: is missing; expected 0, 1, 2, 3 or "auto"')
     for name, value in config.items():
-        off = isinstance(value, Mapping) and value.get("enabled") is False
+        off = value in (False, None) or (isinstance(value, Mapping) and value.get("enabled") is False)
         if name not in READ + SILENT and not off:
             raise InputError(f"{path}: {name}: is not done here; expected none, the run says it all")
     for name, value in config["zero_optimization"].items():

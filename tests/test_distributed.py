@@ -311,7 +311,7 @@ def test_a_file_of_deepspeed_is_read(launched: Any, tmp_path: Path) -> None:
     """What is "auto" there is the environment's, or the run's."""
     autos = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping", "gradient_accumulation_steps")
     sections = dict.fromkeys(autos, "auto") | {"bf16": {"enabled": "auto"}, "fp16": {"enabled": False}}
-    sections |= {"steps_per_print": 100, "tensorboard": {"enabled": False}}
+    sections |= {"steps_per_print": 100, "tensorboard": {"enabled": False}, "prescale_gradients": False}
     found = launched(**configured(tmp_path / "auto.json", **sections))
     assert (found.shards, found.again) == (True, True)
     stage = configured(
@@ -327,6 +327,7 @@ def test_a_file_of_deepspeed_is_read(launched: Any, tmp_path: Path) -> None:
     [
         ({"zero_optimization": {"stage": 5}}, "zero_optimization.stage = 5: expected 0, 1, 2 or 3"),
         ({"zero_optimization": None}, "zero_optimization: is missing; expected at least its stage"),
+        ({"zero_optimization": {"overlap_comm": True}}, "zero_optimization.stage: is missing; expected 0, 1, 2, 3 or"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
             "offload_param.device = cpu: nothing",
@@ -401,12 +402,12 @@ def test_a_launch_by_stage_is_the_sharding_of_that_stage(alone: tuple, tmp_path:
         assert mine.read_bytes() == other.read_bytes()
 
 
-def test_a_run_says_what_becomes_of_deepspeed(
+def test_one_process_says_nothing_of_deepspeed(
     alone: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One process shares with nobody and says nothing."""
+    """It shares with nobody; and accelerate, which takes no "auto" for a number, is not asked to."""
     runs, _, _ = alone
-    for name, value in STAGED.items():
+    for name, value in (STAGED | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}).items():
         monkeypatch.setenv(name, value)
     with caplog.at_level("INFO", logger="diffalign"):
         train(dataclasses.replace(runs["pairs"], out=str(tmp_path), steps=1))

@@ -116,7 +116,8 @@ def sums(told: Told) -> Tensor:
     first, second = images[:, better], images[:, worse]
     margin = first[0] - second[0]
     values = torch.stack([margin, 0.5 * (1 + margin.sign()), first[1], second[1], torch.ones_like(margin)])
-    loss = (told.weight.to(told.loss) * told.loss).sum() / told.whole
+    # several processes come here at every step, and must not wait for the device
+    loss = (told.weight.to(told.loss, non_blocking=True) * told.loss).sum() / told.whole
     return torch.cat([loss.double()[None], torch.where(decided, values, 0).sum(1, dtype=torch.float64)])
 
 

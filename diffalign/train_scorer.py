@@ -79,7 +79,8 @@ def train_scorer(
         tune: Share of the prompts that tune.
         test: Share of the prompts that test.
         seed: Names the shares and the order.
-        precision: In which the towers compute (autocast); what is learnt, and the heads, are float32.
+        precision: In which the towers compute (autocast), for `measures.json` too; what is learnt, and the heads, are
+            float32, and so is what `score` loads.
         cache: Where prepared pictures or embeddings are kept for other runs; in OUT, until it is done, where not given.
     """
     plan = Plan(steps, batch, micro_batch, lr, head_lr, weight_decay, every, seed)
@@ -101,7 +102,9 @@ def train_scorer(
     opened = open_tower(place)
     write_atomically(out / ARGUMENTS, _text(arguments))
     opened = _lowered(opened) if precision == "bfloat16" else opened
-    known, learner = _learner(pairs, known, opened, (hashed, precision), mode, hidden, cache or out / "cache")
+    # pictures are prepared alike for any precision, their embeddings are not
+    key = {"tower": hashed} | ({"precision": precision} if mode == "head" else {})
+    known, learner = _learner(pairs, known, opened, key, mode, hidden, cache or out / "cache")
     choices.require(pairs, known)
     first = slopes(learner, known)
     before = _measured(learner, known, first[0])
@@ -176,11 +179,11 @@ def _lowered(tower: Tower) -> Tower:
 
 
 def _learner(
-    folder: Path, known: Choices, tower: Tower, kind: tuple[str, str], mode: str, hidden: int, place: Path
+    folder: Path, known: Choices, tower: Tower, key: Mapping[str, str], mode: str, hidden: int, place: Path
 ) -> tuple[Choices, Learner]:
     """(the choices whose pictures can be read, what learns): pictures are prepared, or seen, once."""
-    key = dict(zip(("tower", "precision"), kind, strict=True)) | {"device": device().partition(":")[0]}
-    store = Store(place, f"scorer-{'pixels' if mode == 'full' else 'embeddings'}", key)
+    kind = "pixels" if mode == "full" else "embeddings"
+    store = Store(place, f"scorer-{kind}", {**key, "device": device().partition(":")[0]})
     known = known.without(_fill(store, folder, known, tower, mode))
     names = list(known.pictures)
     tower.model.requires_grad_(mode == "full")

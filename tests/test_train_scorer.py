@@ -226,7 +226,8 @@ def test_towers_learn_and_a_cut_run_ends_in_the_same_bytes(
 def test_towers_in_bfloat16_learn_as_those_in_float32_do_but_for_rounding(place: Path) -> None:
     flags = {"tower": str(place / "clip"), "mode": "full", **QUICK, "steps": 3, "every": 3}
     for precision in ("float32", "bfloat16"):
-        train_scorer(place / "pairs", out=place / precision, precision=precision, **flags)
+        train_scorer(place / "pairs", out=place / precision, precision=precision, cache=place / "shared", **flags)
+    assert len(list((place / "shared").iterdir())) == 1, "pictures are prepared once for both"
     narrow, wide = (json.loads((place / n / "measures.json").read_text())["curve"] for n in ("bfloat16", "float32"))
     for low, high in zip(narrow, wide, strict=True):
         assert low["nll"] != high["nll"]

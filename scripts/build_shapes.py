@@ -19,7 +19,7 @@ from shapes_export import export, export_proxy
 from shapes_figures import figures, tune
 
 Stage = Literal["vae", "decoder", "clip", "sdxl", "sd3", "tune", "export", "figures", "all"]
-STEPS = {"vae": 3400, "decoder": 1200, "clip": 1800, "sdxl": 6000, "sd3": 9200}
+STEPS = {"vae": 3400, "decoder": 1200, "clip": 1800, "sdxl": 6000, "sd3": 5800}
 
 
 def build(
@@ -27,6 +27,7 @@ def build(
     /,
     *,
     steps: int | None = None,
+    threads: int = 1,
     work: Path = Path("build/shapes"),
     assets: Path = Path("assets/shapes"),
 ) -> None:
@@ -36,6 +37,7 @@ def build(
         stage: vae: encoder and decoder; decoder: the decoder alone, on; clip, sdxl, sd3: the models; tune: gold figures
             over steps and guidance; export: fp16 folders; figures: measure all and write the README; all: all but tune.
         steps: Training steps, where not the stage's own number.
+        threads: Processor cores to take.
         work: Folder of checkpoints and intermediate files.
         assets: Folder of the finished models.
     """
@@ -44,9 +46,9 @@ def build(
     if stage == "all":
         for each in get_args(Stage)[:-1]:
             if each != "tune":
-                build(each, steps=steps, work=work, assets=assets)
+                build(each, steps=steps, threads=threads, work=work, assets=assets)
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     number = steps or STEPS.get(stage, 0)
     if stage == "vae":
         train_both(work, number)

@@ -3,8 +3,8 @@
     python scripts/build_shapes.py all    # in this order; each stage goes on where it was interrupted
     python scripts/build_shapes.py sdxl --steps 300 --work build/trial
 
-Each stage takes one core; two stages run beside each other on two cores. All take at most 45 minutes but sd3, which
-took 75 for its 7,500 steps on data (on a CPU with bfloat16) and 70 for 1,700 of imitation (on one without).
+Each stage takes one core, or --threads of them; sd3 imitates sdxl, so it comes after it. A stage takes at most 45 minutes,
+sd3 on two cores that multiply in bfloat16.
 """
 
 from pathlib import Path

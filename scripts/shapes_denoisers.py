@@ -31,7 +31,7 @@ WRONG = 0.5
 DROP = 0.1
 # What the DiT learns of the UNet: its predictions under this guidance, at times of this logit-normal law, not before
 # FIRST. At much noise a prediction is uncertain by nature and is mended in the next steps; shapes are decided after it.
-GUIDANCE = 3.0
+GUIDANCE = 1.75
 MIDDLE, SPREAD, FIRST = 0.2, 1.1, 0.02
 
 

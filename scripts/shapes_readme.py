@@ -22,9 +22,8 @@ WHAT = {
 }
 ERRS = "Half of the training captions were wrong in one or two attributes, so that it errs."
 HOW = {
-    "sd3": """After 7,500 steps on the data the DiT imitated the embedded UNet's predictions under guidance 3 for 1,700:
-1,000, then 700, each at a rate falling to 0, with a warm-up of 50 and an average of 0.995 (the script has them in one
-piece). So it is drawn without guidance, at half the cost.""",
+    "sd3": """It imitates the embedded UNet's predictions under guidance 3, from random weights on. So it is drawn without
+guidance, at half the cost.""",
 }
 ATTRIBUTES = (
     "all right",

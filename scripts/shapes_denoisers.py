@@ -151,9 +151,7 @@ def sd3_loss(
 
 
 def predicted(pipe: StableDiffusion3Pipeline, x_t: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
-    """The DiT's velocity; one zero stands for the text of the T5 not there.
-
-    """
+    """The DiT's velocity; one zero stands for the text of the T5 not there."""
     with torch.no_grad():
         first, pooled_first = states(pipe.text_encoder, numbers)
         second, pooled_second = states(pipe.text_encoder_2, numbers)

@@ -22,8 +22,9 @@ WHAT = {
 }
 ERRS = "Half of the training captions were wrong in one or two attributes, so that it errs."
 HOW = {
-    "sd3": """It imitates the embedded UNet's predictions under guidance 3, from random weights on. So it is drawn without
-guidance, at half the cost.""",
+    "sd3": """It imitates the embedded UNet's predictions under guidance, from random weights on: 5,800 steps under
+guidance 3 (47 minutes of two cores, beside other work), then 700 under 1.75, where there is something left to align.
+The script has 5,500 in one piece, under 1.75. So it is drawn without guidance, at half the cost.""",
 }
 ATTRIBUTES = (
     "all right",

@@ -60,6 +60,8 @@ def asked(run: Run) -> Asked:
         return Asked()
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("fsdp_config: fsdp_version = 1; expected 2, as in train/accelerate/fsdp2.yaml")
+    if _on("FSDP_OFFLOAD_PARAMS"):
+        raise InputError("fsdp_config: fsdp_offload_params = true: nothing is offloaded here; expected false")
     return Asked(True, again=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false")
 
 

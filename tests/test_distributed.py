@@ -209,6 +209,12 @@ def test_the_older_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(InputError, match="fsdp_version = 1; expected 2"):
         launching.asked(PLAIN)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(InputError, match="fsdp_offload_params = true: nothing is offloaded here"):
+        launching.asked(PLAIN)
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "false")
+    assert launching.asked(PLAIN).shards
 
 
 PRESETS = sorted((Path(__file__).parent.parent / "train" / "accelerate").glob("*.yaml"))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,18 @@ def load(text: str, kind: str) -> tuple[Callable[..., Any], str]:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise InputError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        raise InputError(told(error, path)) from None
     found = module.__dict__.get(function)
     if not callable(found):
         known = ", ".join(k for k, v in module.__dict__.items() if callable(v) and not k.startswith("_")) or "none"
         raise InputError(f"{path}: defines no function {function!r} (it defines: {known})")
     return found, digest(source)
+
+
+def told(error: Exception, path: Path) -> str:
+    """An error in one line, behind the last line of the file that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    line = f", line {lines[-1]}" if lines else ""
+    return f"{path}{line}: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -194,6 +194,17 @@ def _decode(data: bytes) -> PIL.Image.Image | str:
         return verdicts.said(error)
 
 
+def _why(judges: Sequence[Scorer], reasons: Sequence[str | None]) -> str | None:
+    """Why scores of one image are missing; `reasons` are of all names of all judges. Who gave one is said of several,
+    but where all of them say the same, as of a picture that cannot be read.
+    """
+    names = [judge.name for judge in judges for _ in judge.names]
+    if len(judges) == 1 or len(set(reasons)) == 1:
+        return reasons[0]
+    said = {name: reason for name, reason in zip(names, reasons, strict=True) if reason}
+    return "; ".join(f"{name}: {reason}" for name, reason in said.items()) or None
+
+
 def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer], counts: dict[str, Any]) -> str:
     """Write `scores.csv`; the summary line."""
     known: dict[str, list[float]] = {name: [] for judge in judges for name in judge.names}
@@ -206,7 +217,7 @@ def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer],
     rows = iter(rows)
     for item in (item for cut in cuts for item in cut):
         found = [next(rows) for _ in known]
-        why = next((reason for _, reason in found if reason), None)
+        why = _why(judges, [reason for _, reason in found])
         writer.writerow([item.text, item.index, item.file, item.image, *(value for value, _ in found), why])
         for name, (value, _) in zip(known, found, strict=True):
             if value is not None:

@@ -13,8 +13,6 @@ from diffalign.scorers import Scorer
 
 # (the score of a picture and of each part of the scorer, None), or (as many None, why)
 Verdict = tuple[tuple[float | None, ...], str | None]
-# What a picture that cannot be decoded, or that a scorer cannot judge, raises. Any other error is a bug, shown as such.
-_UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError)
 
 
 def keys(cut: Sequence[Item], judges: Sequence[Scorer]) -> dict[str, list[str]]:
@@ -73,7 +71,7 @@ def values(judge: Scorer, pictures: Sequence[PIL.Image.Image], texts: Sequence[s
         given = judge.function(pictures, texts)
     except scorers.Unavailable:
         raise
-    except _UNREADABLE as error:
+    except scorers.UNREADABLE as error:
         if len(pictures) == 1:
             return [((None,) * len(judge.names), said(error))]
         return [v for p, t in zip(pictures, texts, strict=True) for v in values(judge, [p], [t])]

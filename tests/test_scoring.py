@@ -285,10 +285,62 @@ def test_a_bug_in_a_scorer_is_not_a_missing_score(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(
         "def f(images, prompts):\n    return undefined\ndef g(images, prompts):\n    return 1"
     )
-    with pytest.raises(NameError, match="undefined"):
+    with pytest.raises(InputError, match=r"odd\.py, line 2: NameError: name 'undefined' is not defined"):
         scoring.score(tmp_path / "images", scorer=(f"{tmp_path / 'odd.py'}:f",), out=tmp_path / "a")
+    assert not (tmp_path / "a" / "scores.csv").exists()
     with pytest.raises(InputError, match="gave shape \\(\\), expected \\(3,\\)"):
         scoring.score(tmp_path / "images", scorer=(f"{tmp_path / 'odd.py'}:g",), out=tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f(images):\n    return 1", r"odd\.py: TypeError: f\(\) takes 1 positional argument but 2 were given"),
+        ("def f(images, prompts):\n    raise RuntimeError('a\\nb')", r"odd\.py, line 2: RuntimeError: a b$"),
+        ("import torch\ndef f(i, p):\n    return torch.ones(len(i), requires_grad=True)", "gave Tensor, expected an"),
+        ("{}['x']", r"odd\.py, line 1: KeyError: 'x'$"),
+        ("\nraise RuntimeError('no card')", r"odd\.py, line 2: RuntimeError: no card$"),
+    ],
+)
+def test_a_mistake_in_somebodys_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(InputError, match=said):
+        scoring.score(tmp_path / "images", scorer=(f"{tmp_path / 'odd.py'}:f",), out=tmp_path / "out")
+
+
+def test_what_a_function_does_to_pictures_no_other_scorer_sees(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=2)
+    (tmp_path / "paints.py").write_text(
+        "def f(images, prompts):\n    for image in images:\n        image.paste((0, 0, 0), (0, 0, *image.size))\n"
+        "    return [0.0] * len(images)"
+    )
+    scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=tmp_path / "alone")
+    both = (f"{tmp_path / 'paints.py'}:f", mine.name("brightness"))
+    scoring.score(tmp_path / "images", scorer=both, out=tmp_path / "both")
+    alone, beside = (
+        [s.value for s in folders.records(tmp_path / name, "scores") if s.scorer == "mine.py:brightness"]
+        for name in ("alone", "both")
+    )
+    assert min(alone) > 0
+    assert beside == alone
+
+
+def test_each_scorer_without_a_value_says_why(tmp_path: Path) -> None:
+    rows = drawn(tmp_path / "images", per_prompt=1, broken=(2,))
+    (tmp_path / "odd.py").write_text(
+        "nan = float('nan')\ndef f(images, prompts):\n    return [nan] * len(images)\n"
+        "def g(images, prompts):\n    return [1.0] * len(images)\n"
+        "def h(images, prompts):\n    raise ValueError('too small')"
+    )
+    names = tuple(f"{tmp_path / 'odd.py'}:{name}" for name in "fgh")
+    said = scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "out")
+    image = f"image {rows[0].id}"
+    wanted = f"odd.py:f: {image}: the score is nan; odd.py:h: {image}: ValueError: too small"
+    assert f"7 values missing (first: {wanted})" in said
+    found = [row["reason"] for row in table(tmp_path / "out")]
+    assert found[0] == wanted
+    assert found[2] == f"image {rows[2].id}: is no picture", "who says it is not said of all"
 
 
 # --- image folders

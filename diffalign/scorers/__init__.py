@@ -2,14 +2,16 @@
 
 import difflib
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from PIL.Image import Image
 
 from diffalign import outsiders
 from diffalign.records import InputError
-from diffalign.scorers.base import Answers, Score, Scorer, Unavailable
+from diffalign.scorers.base import UNREADABLE, Answers, Score, Scorer, Unavailable
 
-__all__ = ["MEASURES", "NAMES", "Answers", "Score", "Scorer", "Unavailable", "judge_of", "load", "whole"]
+__all__ = ["MEASURES", "NAMES", "UNREADABLE", "Answers", "Score", "Scorer", "Unavailable", "judge_of", "load", "whole"]
 
 # name -> (module, function that takes the place after "=", or "", and gives a Scorer)
 NAMES = {
@@ -59,7 +61,9 @@ def load(text: str) -> Scorer:
     if path.endswith(".py"):
         found, revision = outsiders.load(text, "scorer")
         # whether it needs the prompt is its own affair
-        return Scorer(f"{Path(path).name}:{function}", revision, "PIL, RGB", lambda: found, blind=True)
+        return Scorer(
+            f"{Path(path).name}:{function}", revision, "PIL, RGB", lambda: _guarded(found, Path(path)), blind=True
+        )
     name, _, place = text.partition("=")
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, 1)
@@ -67,3 +71,22 @@ def load(text: str) -> Scorer:
         raise InputError(f"scorer {name!r}: {hint}expected one of {', '.join(NAMES)}, or file.py:function")
     module, function = NAMES[name]
     return getattr(importlib.import_module(module), function)(place)
+
+
+def _guarded(function: Score, path: Path) -> Score:
+    """Somebody's function on pictures of its own, so that what it does to them no other scorer sees.
+
+    What an unreadable picture raises is a missing score, as of any scorer; another error ends the command in one line.
+    """
+
+    def ask(images: Sequence[Image], prompts: Sequence[str]) -> object:
+        # one object for all images of one file, as where they come from
+        own = {id(image): image.copy() for image in images}
+        try:
+            return function([own[id(image)] for image in images], prompts)
+        except UNREADABLE:
+            raise
+        except Exception as error:
+            raise Unavailable(f"scorer {outsiders.told(error, path)}") from None
+
+    return ask

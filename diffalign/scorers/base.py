@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 Score = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
+# What a picture that cannot be decoded, or that a scorer cannot judge, raises. Any other error is a bug.
+UNREADABLE = (OSError, ValueError, SyntaxError, ArithmeticError)
 
 
 class Unavailable(InputError):
@@ -126,7 +128,7 @@ class Scorer:
         """What the function gave for `count` images, as float64; raises InputError where it is something else."""
         try:
             values = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # a tensor with its gradient is refused by the last
             raise InputError(f"scorer {self.name}: gave {type(given).__name__}, expected an array of numbers") from None
         if values.shape != (count,):
             raise InputError(f"scorer {self.name}: gave shape {values.shape}, expected {(count,)}")

@@ -65,7 +65,12 @@ def load(folder: Path, dimensions: Sequence[str], tune: float, test: float, seed
     known = tuple(dimensions) or tuple(sorted({_dimension(row) for row in rows}))
     lacking = set(known) - {_dimension(row) for row in rows}
     if not rows or lacking:
-        what = f"of dimension {min(lacking)}" if lacking else "that say which image is better"
+        there = sorted({_dimension(row) for row in _pairs(folder, images, Counter())})
+        what = (
+            f"of dimension {min(lacking)}, expected one of {', '.join(there)}"
+            if lacking and there
+            else "that say which image is better"
+        )
         raise InputError(f"{folder}: holds no pairs {what}")
     rows.sort(key=lambda row: (images[row.images[0]]["prompt_id"], *row.images, row.id))
     pictures: dict[str, str] = {}

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from diffalign import calibration, checkpoint, choices, decoding, folders
+from diffalign import calibration, checkpoint, choices, decoding, folders, scorers
 from diffalign.cache import Store, fill
 from diffalign.choices import Choices
 from diffalign.fitting import Learner, Plan, fit, gaps, slopes
@@ -87,7 +87,7 @@ def train_scorer(
     _check(plan, hidden, tune, test)
     place = trained.find_tower(tower)
     folders.open_folder(pairs, *folders.JUDGED)
-    hashed, name = revision(place), name or out.resolve().name
+    hashed, name = revision(place), _named(name, out)
     arguments = {
         "pairs": folders.load(pairs).fingerprint, "tower": hashed, "mode": mode, "dimensions": list(dimensions),
         "name": name, "hidden": hidden, "tune": tune, "test": test, "precision": precision, **dataclasses.asdict(plan),
@@ -132,6 +132,16 @@ def _check(plan: Plan, hidden: int, tune: float, test: float) -> None:
             raise InputError(f"{what} = {getattr(plan, what)}: expected a number between 0 and 1")
     if not (tune > 0 and test > 0 and tune + test < 1):
         raise InputError(f"tune = {tune}, test = {test}: expected shares above 0 that leave something to train on")
+
+
+def _named(name: str, out: Path) -> str:
+    """What scores call it, the folder's name where none is given; raises InputError where another scorer is meant."""
+    found = name or out.resolve().name
+    # scores are told apart by name alone; "trained" itself names none
+    if "/" in found or found in scorers.NAMES and found != "trained":
+        what = "is a scorer's of diffalign" if "/" not in found else "is that of a scorer's part"
+        raise InputError(f"name = {found}: {what}; expected another --name")
+    return found
 
 
 def _text(value: object) -> bytes:

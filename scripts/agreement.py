@@ -33,20 +33,23 @@ def agreement(scores: Path, pairs: Path, dimension: str = "") -> dict[str, dict[
     prompts: dict[str, str] = {}
     for row in folders.read(scores, "scores", ["image_id", "prompt_id", "scorer", "value"]).to_pylist():
         prompts[row["image_id"]] = row["prompt_id"]
+        known = values.setdefault(row["scorer"], {})
         if row["value"] is not None:
-            values.setdefault(row["scorer"], {})[row["image_id"]] = row["value"]
-    rows = [
-        (r["images"], r["p"])
-        for r in folders.read(pairs, "judgements", ["kind", "images", "p", "dimension"]).to_pylist()
-        if r["kind"] == "pair" and r["p"] is not None and dimension in ("", r["dimension"])
-    ]
-    found = {}
+            known[row["image_id"]] = row["value"]
+    judged = folders.read(pairs, "judgements", ["kind", "images", "p", "dimension"]).to_pylist()
+    judged = [r for r in judged if r["kind"] == "pair" and r["p"] is not None]
+    rows = [(r["images"], r["p"]) for r in judged if dimension in ("", r["dimension"])]
+    if dimension and not rows:
+        there = ", ".join(sorted({r["dimension"] for r in judged if r["dimension"]})) or "no --dimension"
+        raise InputError(f"{pairs}: holds no pairs of dimension {dimension}; expected {there}")
+    found: dict[str, dict[str, float]] = {}
     for scorer, known in sorted(values.items()):
         kept = [(known[a] - known[b], p, prompts[a]) for (a, b), p in rows if a in known and b in known]
+        found[scorer] = {"pairs": len(kept), "left_out": len(rows) - len(kept)}
         if kept:
             gap, p, prompt = map(np.array, zip(*kept, strict=True))
-            found[scorer] = {"pairs": len(kept), "left_out": len(rows) - len(kept)} | numbers(gap, p, prompt)
-    if not found:
+            found[scorer] |= numbers(gap, p, prompt)
+    if not any(n["pairs"] for n in found.values()):
         raise InputError(f"{scores}, {pairs}: share no pair of scored images")
     return found
 
@@ -74,6 +77,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     try:
+        if given.out and given.out.is_dir():
+            raise InputError(f"{given.out}: is a folder, expected a file")
         found = agreement(given.scores, given.pairs, given.dimension)
     except InputError as error:
         sys.exit(f"agreement: {error}")

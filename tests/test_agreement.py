@@ -70,3 +70,27 @@ def test_folders_that_share_nothing(script: ModuleType, tmp_path: Path) -> None:
     empty = worlds.judged(tmp_path / "b", []).parent / "scores"
     with pytest.raises(InputError, match="share no pair of scored images"):
         script.agreement(empty, pairs)
+
+
+def test_a_dimension_that_is_not_there_and_a_scorer_without_values(script: ModuleType, tmp_path: Path) -> None:
+    prompt, (a, b, _) = next(iter(worlds.images(tmp_path / "images").items()))
+    scores = [Score(i.id, prompt, name, "", "", None if name == "mute" else k) for k, i in enumerate((a, b))
+              for name in ("good", "mute")]  # fmt: skip
+    rows = [pair(prompt, a.id, b.id, 0.0, source="test", dimension="light")]
+    pairs = worlds.judged(tmp_path, rows, scores)
+    with pytest.raises(InputError, match="holds no pairs of dimension taste; expected light$"):
+        script.agreement(tmp_path / "scores", pairs, "taste")
+    found = script.agreement(tmp_path / "scores", pairs, "light")
+    assert found["good"]["accuracy"] == 1.0
+    assert found["mute"] == {"pairs": 0, "left_out": 1}, "one that says nothing is not passed over in silence"
+
+
+def test_a_folder_where_a_file_is_wanted_is_one_line(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = world(tmp_path)
+    words = ["agreement.py", str(tmp_path / "scores"), str(pairs), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="is a folder, expected a file"):
+        script.main()
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.tmp-*"))

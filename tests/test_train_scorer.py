@@ -260,7 +260,10 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(place: Path) -> N
         ({"tune": 0.6, "test": 0.5}, r"tune = 0.6, test = 0.5: expected shares above 0"),
         ({"lr": 0.0}, r"lr = 0.0: expected a number between 0 and 1"),
         ({"steps": 0}, r"steps = 0: expected at least 1"),
-        ({"dimensions": ("taste",)}, r"pairs: holds no pairs of dimension taste"),
+        ({"dimensions": ("taste",)}, r"pairs: holds no pairs of dimension taste, expected one of dark, light$"),
+        ({"name": "gold"}, r"name = gold: is a scorer's of diffalign; expected another --name"),
+        ({"out": "imagereward"}, r"name = imagereward: is a scorer's of diffalign"),
+        ({"name": "judge/part"}, r"name = judge/part: is that of a scorer's part"),
         ({"out": "images"}, r"images: is not empty and holds no training of a scorer"),
     ],
 )
@@ -270,6 +273,7 @@ def test_bad_flags(flags: dict, message: str, place: Path) -> None:
     with pytest.raises(InputError, match=message):
         train_scorer(place / "pairs", **given)
     assert not (place / "bad").exists()
+    assert not (place / "imagereward").exists()
 
 
 def test_what_a_kill_leaves_is_cleared(place: Path) -> None:

@@ -62,7 +62,7 @@ def test_they_are_the_scores_of_the_files_and_nothing_is_decoded(
     first, second = draw(models["sdxl"], place, "now", judged=True).splitlines()
     assert first == f"{place}/now/images: 8 images of 4 prompts"
     assert second == said.replace("/later/", "/now/")
-    assert "values missing (first: image" in said
+    assert "values missing (first: gold: image" in said
     assert contents(place / "now") == contents(place / "later")
     draw(models["sdxl"], place, "now", judged=True)
     assert contents(place / "now") == contents(place / "later")

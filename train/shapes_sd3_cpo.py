@@ -1,8 +1,8 @@
 """CPO on the embedded world's DiT: LoRA, no reference.
 
 Paper: CPO, arXiv 2401.08417, for language models.
-beta: 5, a tenth of the UNet's, at which it does not learn: errors of a velocity differ more, and most margins are decided
-before training. sft: 1, the paper's.
+beta: 5, a tenth of the UNet's, at which it does not learn: errors of a velocity differ more, and most margins are
+decided before training. sft: 1, the paper's.
 Every other value is chosen for the embedded world and shared by all methods there; scripts/learns.py measures it.
 Hardware: two CPU cores, less than a minute.
 """

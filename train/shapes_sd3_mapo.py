@@ -1,8 +1,8 @@
 """MaPO on the embedded world's DiT: LoRA, no reference.
 
 Paper: MaPO, arXiv 2406.06424.
-beta: k T = 50, a tenth of the code's, for errors of a velocity differ more. beta_margin: 5 (0.1 in the code): this DiT imitates
-guided predictions, so that the supervised part leads away from them, and at 1 outweighs the margin.
+beta: k T = 50, a tenth of the code's, for errors of a velocity differ more. beta_margin: 5 (0.1 in the code): this DiT
+imitates guided predictions, so that the supervised part leads away from them, and at 1 outweighs the margin.
 Every other value is chosen for the embedded world and shared by all methods there; scripts/learns.py measures it.
 Hardware: two CPU cores, less than a minute.
 """

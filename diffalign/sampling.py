@@ -165,7 +165,7 @@ def _draw(job: Job, artist: Artist, flag: Scorer | None, cuts: Mapping[int, Cut]
     for text, end in list(long.items())[:3]:
         read, lost = text[: -len(end)][-30:], end if len(end) <= 60 else f"{end[:40]}…{end[-20:]}"
         log.warning(
-            "prompt %r: the text encoder reads no further than %r; %d characters are cut off: %r",
+            "prompt %r: the text encoder reads no further than %r; cut off (length %d): %r",
             f"{text[:40]}…", f"…{read}", len(end), lost,
         )  # fmt: skip
     if len(long) > 3:

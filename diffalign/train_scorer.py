@@ -1,35 +1,25 @@
 """Preferences -> a scorer of one's own: towers of the CLIP family, whole or with heads only, by Bradley and Terry."""
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import PIL.Image
 import safetensors.torch
-import torch
-from torch import nn
 
-from diffalign import calibration, checkpoint, choices, decoding, folders, scorers
-from diffalign.cache import Store, fill
+from diffalign import calibration, checkpoint, choices, folders, learning, scorers
 from diffalign.choices import Choices
 from diffalign.fitting import Learner, Plan, fit, gaps, slopes
 from diffalign.manifest import clear, is_temporary, write_atomically
 from diffalign.records import InputError
 from diffalign.scorers import trained
-from diffalign.scorers.checkpoints import device, revision
-from diffalign.scorers.dimensions import Heads, Tower, open_tower, write_tower
-from diffalign.scorers.pixels import stacked
-from diffalign.scorers.towers import normal
+from diffalign.scorers.checkpoints import revision
+from diffalign.scorers.dimensions import Tower, open_tower, write_tower
 
 ARGUMENTS, MEASURES = "training.json", "measures.json"
-# Pictures seen at once where nothing is learnt.
-_SEEN = 32
 
 
 def train_scorer(
@@ -101,10 +91,10 @@ def train_scorer(
     choices.require(pairs, known)
     opened = open_tower(place)
     write_atomically(out / ARGUMENTS, _text(arguments))
-    opened = _lowered(opened) if precision == "bfloat16" else opened
+    opened = learning.lowered(opened) if precision == "bfloat16" else opened
     # pictures are prepared alike for any precision, their embeddings are not
     key = {"tower": hashed} | ({"precision": precision} if mode == "head" else {})
-    known, learner = _learner(pairs, known, opened, key, mode, hidden, cache or out / "cache")
+    known, learner = learning.learner(pairs, known, opened, key, mode, hidden, cache or out / "cache")
     choices.require(pairs, known)
     first = slopes(learner, known)
     before = _measured(learner, known, first[0])
@@ -137,10 +127,11 @@ def _check(plan: Plan, hidden: int, tune: float, test: float) -> None:
 def _named(name: str, out: Path) -> str:
     """What scores call it, the folder's name where none is given; raises InputError where another scorer is meant."""
     found = name or out.resolve().name
+    if "/" in found:
+        raise InputError(f"name = {found}: is that of a scorer's part; expected another --name")
     # scores are told apart by name alone; "trained" itself names none
-    if "/" in found or found in scorers.NAMES and found != "trained":
-        what = "is a scorer's of diffalign" if "/" not in found else "is that of a scorer's part"
-        raise InputError(f"name = {found}: {what}; expected another --name")
+    if found in scorers.NAMES and found != "trained":
+        raise InputError(f"name = {found}: is a scorer's of diffalign; expected another --name")
     return found
 
 
@@ -173,79 +164,6 @@ def _require_same(out: Path, arguments: dict[str, Any]) -> None:
 def _relative(tower: str, out: Path) -> str:
     """A tower that was not trained, as the card names it: relative to the card where it is a folder here."""
     return os.path.relpath(Path(tower).resolve(), out.resolve()) if Path(tower).exists() else tower
-
-
-def _lowered(tower: Tower) -> Tower:
-    """The tower with its products in bfloat16; its weights stay as they are, its embeddings are float32."""
-
-    def low(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def within(given: Any) -> torch.Tensor:
-            with torch.autocast(torch.device(device()).type, torch.bfloat16):
-                return call(given).float()
-
-        return within
-
-    return dataclasses.replace(tower, see=low(tower.see), read=low(tower.read))
-
-
-def _learner(
-    folder: Path, known: Choices, tower: Tower, key: Mapping[str, str], mode: str, hidden: int, place: Path
-) -> tuple[Choices, Learner]:
-    """(the choices whose pictures can be read, what learns): pictures are prepared, or seen, once."""
-    kind = "pixels" if mode == "full" else "embeddings"
-    store = Store(place, f"scorer-{kind}", {**key, "device": device().partition(":")[0]})
-    known = known.without(_fill(store, folder, known, tower, mode))
-    names = list(known.pictures)
-    tower.model.requires_grad_(mode == "full")
-
-    def pixels(shown: np.ndarray) -> torch.Tensor:
-        return tower.see(store.rows([names[i] for i in shown])["values"].to(device()))
-
-    def embeddings(shown: np.ndarray) -> torch.Tensor:
-        return store.rows([names[i] for i in shown])["values"].to(device())
-
-    if mode == "full":
-        see, read = pixels, lambda asked: tower.read([known.texts[i] for i in asked])
-    else:
-        with torch.no_grad():
-            said = torch.cat([normal(tower.read([text])) for text in known.texts])
-        see, read = embeddings, lambda asked: said[asked]
-    with torch.no_grad():
-        width = tower.read(list(known.texts[:1])).shape[-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        heads = Heads(width, len(known.dimensions), hidden, tower.scale).to(device())
-    tied = [bool(known.tie[known.dimension == k].any()) for k in range(len(known.dimensions))]
-    log_tie = nn.Parameter(torch.tensor([0.0 if t else -torch.inf for t in tied], device=device()))
-    return known, Learner(see, read, heads, tower.model if mode == "full" else None, log_tie)
-
-
-def _fill(store: Store, folder: Path, known: Choices, tower: Tower, mode: str) -> dict[str, str]:
-    """Put what is learnt from into the store; why a picture is missing, by its hash."""
-    missing = store.missing(known.pictures)
-    held: dict[str, PIL.Image.Image] = {}
-    broken: dict[str, str] = {}
-
-    def looked() -> Iterator[list[str]]:
-        hashes = {image: sha for sha, image in known.pictures.items() if sha in missing}
-        files = folders.image_bytes(folder, hashes)
-        while some := list(itertools.islice(files, _SEEN)):
-            held.clear()
-            for image, data in some:
-                try:
-                    held[hashes[image]] = decoding.rgb(data)
-                except decoding.ERRORS as error:
-                    broken[hashes[image]] = f"image {image}: {error}"
-            if held:
-                yield list(held)
-
-    def compute(names: list[str]) -> dict[str, torch.Tensor]:
-        found = stacked(tower.preprocess, [held[name] for name in names])
-        return {"values": found if mode == "full" else normal(tower.see(found.to(device())))}
-
-    with torch.no_grad():
-        fill(store, looked(), compute)
-    return broken
 
 
 def _measured(learner: Learner, known: Choices, found: list[float]) -> dict[str, dict[str, float]]:

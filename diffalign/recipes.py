@@ -13,7 +13,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from diffalign import places
+from diffalign import outsiders, places
 from diffalign.records import InputError
 from diffalign.run import LoRA, Run
 
@@ -45,7 +45,7 @@ def load_recipe(name: str) -> Recipe:
     try:
         loader.exec_module(module)
     except Exception as error:  # whatever somebody's code may raise
-        raise InputError(f"{path}: {_said(error, module)}") from None
+        raise InputError(f"{outsiders.told(error, path)}{_nearest(error, module)}") from None
     run = module.__dict__.get(attribute or "run")
     if not isinstance(run, Run):
         raise InputError(f"{path}: defines no `{attribute or 'run'} = Run(...)`")
@@ -63,18 +63,18 @@ def mistyped(value: Any, name: str = "") -> Iterator[str]:
         found, hint = getattr(value, field.name), hints.get(field.name, Any)
         place = f"{name}.{field.name}" if name else field.name
         if not _fits(found, hint):
-            yield f"{place} = {found!r}: expected {_said_of(hint)}"
+            yield f"{place} = {found!r}: expected {_in_words(hint)}"
         elif dataclasses.is_dataclass(found) and not isinstance(found, type):
             yield from mistyped(found, place)
 
 
-def _said_of(hint: Any) -> str:
+def _in_words(hint: Any) -> str:
     """A declared type in words: the values of a list of values, the name of a class."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (Union, UnionType):
-        return " or ".join(map(_said_of, inner))
+        return " or ".join(map(_in_words, inner))
     if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) and not inner else str(hint)
@@ -120,11 +120,10 @@ class _Fresh(SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _said(error: Exception, module: ModuleType) -> str:
-    """An error in one line, with the nearest field where one is misspelt."""
-    text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+def _nearest(error: Exception, module: ModuleType) -> str:
+    """The nearest field where an error is of a misspelt one, else ""."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kind = vars(module).get(found[1]) if found else None
     names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     near = difflib.get_close_matches(found[2], names, 1) if found else []
-    return f"{text}, did you mean {near[0]!r}?" if near else text
+    return f", did you mean {near[0]!r}?" if near else ""

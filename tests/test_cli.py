@@ -163,7 +163,7 @@ def test_a_recipe_with_a_misspelt_field(tmp_path: Path) -> None:
     text = "from diffalign.objectives import DPO\nfrom diffalign.run import Run\n"
     (tmp_path / "mine.py").write_text(text + 'run = Run(model="m", objective=DPO(), step=3)\n')
     assert said(run("train", "mine.py", cwd=tmp_path)) == (
-        "mine.py: TypeError: Run.__init__() got an unexpected keyword argument 'step', did you mean 'steps'?"
+        "mine.py, line 3: TypeError: Run.__init__() got an unexpected keyword argument 'step', did you mean 'steps'?"
     )
 
 

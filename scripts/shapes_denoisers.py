@@ -144,7 +144,7 @@ def sd3_loss(
     The guidance is learnt: one call a step draws what took two.  arXiv 2210.03142, section 3.1, at one scale.
     """
     t = (MIDDLE + SPREAD * torch.randn(len(latents))).sigmoid().clamp(min=FIRST)
-    # attention so small is done sooner by plain products, whose backward pass the fused kernel takes twice as long for
+    # of attention so small the fused kernel's backward pass is slower than plain products
     with sdpa_kernel(SDPBackend.MATH):
         x_t, velocity = teacher(latents, torch.randn_like(latents), t, numbers)
         return (predicted(pipe, x_t, t, numbers) - velocity).square().mean()

@@ -55,7 +55,7 @@ class Command:
         self._process = _CONTEXT.Process(target=_main, args=arguments)
         self._process.start()
 
-    def until(self, condition: Callable[[], bool], seconds: float = 60) -> "Command":
+    def until(self, condition: Callable[[], bool], seconds: float = 600) -> "Command":
         """Wait for something that the command does; fail where it ends before."""
         end = time.monotonic() + seconds
         while not condition():
@@ -71,7 +71,7 @@ class Command:
 
     def ended(self) -> Ended:
         """Wait for the end."""
-        self._process.join(120)
+        self._process.join(600)
         assert self._process.exitcode is not None, "does not end"
         return Ended(self._process.exitcode, *(p.read_text() if p.exists() else "" for p in self._said))
 

@@ -130,7 +130,8 @@ def snapshot(name: str, wanted: Sequence[str], unwanted: Sequence[str] = (), *, 
         raise InputError(f"{name}: no such folder, and the hub knows no such model, or hides it") from None
     except LocalEntryNotFoundError:
         if not fetch:
-            remedy = f"fetch it (`hf download {owned}`), or give a local file or folder"
+            command = f"hf download {owned}" + (f" --revision {revision}" if revision else "")
+            remedy = f"fetch it (`{command}`), or give a local file or folder"
             raise InputError(f"{name}: is not in the local hub cache; {remedy}") from None
         remedy = "download it where there is a network, or give a local folder"
         raise InputError(f"{name}: is not in the local cache, and the hub is not reached; {remedy}") from None

@@ -269,7 +269,7 @@ def test_files_are_refused_by_what_they_hold(files: dict[str, Files], tmp_path: 
     refused(rf"no weights of that; fetch them: `{fetch} --local-dir .*flux-config`", flux.alone, flux.config)
     cached = tmp_path / "models--owner--flux" / "snapshots" / "0a1b"
     shutil.copytree(flux.config, cached)
-    refused("fetch them: `hf download owner/flux text_encoder/ text_encoder_2/ vae/`", flux.alone, cached)
+    refused("owner/flux text_encoder/ text_encoder_2/ vae/ --revision 0a1b`", flux.alone, cached)
     shutil.copytree(flux.folder, tmp_path / "short")
     file = tmp_path / "short" / "text_encoder_2" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])

@@ -108,6 +108,13 @@ def test_a_hub_id_that_was_never_fetched_is_refused_offline(monkeypatch: pytest.
         weights.locate("nobody/nothing")
 
 
+def test_the_command_that_fetches_names_the_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, command in (("a/tower", "hf download a/tower"), ("a/tower@v2", "hf download a/tower --revision v2")):
+        with pytest.raises(InputError, match=rf"{name}: is not in .* fetch it \(`{command}`\)"):
+            weights.snapshot(name, ["*"], fetch=False)
+
+
 def test_only_what_a_pipeline_needs_is_fetched(monkeypatch: pytest.MonkeyPatch, models: dict[str, Path]) -> None:
     asked = {}
 

@@ -128,7 +128,7 @@ def check(source: weights.Source, kind: Kind, parts: Mapping[str, nn.Module]) ->
         # a snapshot in the hub's cache gets more of the same repository, and then holds it
         cached = source.folder.parent.parent.name if source.folder.parent.name == "snapshots" else ""
         model = cached.removeprefix("models--").replace("--", "/") or kind.example
-        place = "" if cached else f" --local-dir {source.folder}"
+        place = f" --revision {source.folder.name}" if cached else f" --local-dir {source.folder}"
         # text_encoder_3 is T5, which Stable Diffusion 3 can do without
         without = ", or give null for text_encoder_3 and tokenizer_3 in its model_index.json, to do without"
         raise InputError(

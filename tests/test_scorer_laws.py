@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import tiny
 import tiny_scorers
+import tiny_vlm
 import torch
 import worlds
 
 from diffalign import decoding, folders, scorers, scoring
 from diffalign.records import Image, InputError, Prompt, digest, prompt_id
-from diffalign.scorers import Scorer
+from diffalign.scorers import Scorer, hpsv3
 from diffalign.scorers.networks import Remembered
 from diffalign.scorers.towers import Towers
 
@@ -150,6 +152,45 @@ def test_work_is_counted_in_unique_images_and_prompts(
     }  # fmt: skip
     with pytest.raises(InputError, match="was made with scorers = "):
         scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores", batch=4, precision="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def readers(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every scorer that reads prompts, those on other towers also by other tokenizers."""
+    place = tmp_path_factory.mktemp("readers")
+    both = {"": None, " of bytes": tiny.clip_tokenizer(), " of pieces": tiny.t5_tokenizer()}
+    towers = {how: tiny_scorers.open_clip_folder(place / f"clip{how}", words) for how, words in both.items()}
+    own = {f"trained{how}": tiny_scorers.trained_folder(place / f"own{how}", tower) for how, tower in towers.items()}
+    file, base, _, _ = tiny_vlm.hpsv3(place / "hpsv3")
+    return {
+        **places,
+        **{f"clip{how}": f"clip={tower}" for how, tower in towers.items()},
+        **{f"clipscore in open_clip's layout{how}": f"clipscore={tower}" for how, tower in towers.items()},
+        **{f"{name} on open_clip": f"trained={where}" for name, where in own.items()},
+        "shapes_clip": "shapes_clip", "hpsv3": f"hpsv3={file},{base}",
+        "vqascore": f"vqascore={tiny_vlm.folder(place / 'vlm')}",
+        "judge": f"judge=vqascore,local,{tiny_vlm.folder(place / 'loud', loud=8.0)}",
+    }  # fmt: skip
+
+
+def test_no_scorer_lets_a_prompt_end_itself(
+    readers: dict[str, str], pictures: list[PIL.Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind words that look special counts. (That they are text, test_scorer_tokens has by the ids.)"""
+    monkeypatch.setattr(hpsv3, "PIXELS", 9 * 64)
+    assert {name.split()[0] for name in readers} | set(scorers.MEASURES) == set(scorers.NAMES)
+    count = len(tiny_scorers.INJECTIONS)
+    for name in readers.keys() - BLIND:
+        judge = scorers.load(readers[name])
+        ends = [judge([pictures[0]] * count, [f"{text} {end}" for text in tiny_scorers.INJECTIONS])
+                for end in ("house", "red circle")]  # fmt: skip
+        assert np.isfinite(ends).all(), name
+        same = [text for text, a, b in zip(tiny_scorers.INJECTIONS, *ends, strict=True) if a == b]
+        assert not same, name
+    for name in scorers.MEASURES:
+        for text in tiny_scorers.INJECTIONS:
+            with pytest.raises(InputError):
+                scorers.load(name).understands(f"a red circle {text[2:]}")
 
 
 @every

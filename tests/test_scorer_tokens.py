@@ -4,11 +4,12 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import tiny
 import tiny_scorers
 from tiny_scorers import INJECTIONS, TEXTS
 
 from diffalign.records import InputError
-from diffalign.scorers import tokens
+from diffalign.scorers import plain, tokens
 
 START, END = 49406, 49407
 
@@ -58,6 +59,38 @@ def test_a_prompt_is_text_and_never_a_special_token(folder: Path) -> None:
             assert first > 4, "what stands after the words that look special is still there"
     for ids in tokens.bert(folder / "bert", 35)(INJECTIONS)["input_ids"].tolist():
         assert (ids.count(2), ids.count(3)) == (1, 1)
+
+
+def test_open_clip_folders_have_open_clips_tokens_and_no_prompt_ends_itself(tmp_path: Path) -> None:
+    for name, tokenizer in (("plain", None), ("bytes", tiny.clip_tokenizer()), ("pieces", tiny.t5_tokenizer())):
+        place = tiny_scorers.open_clip_folder(tmp_path / name, tokenizer)
+        tokenize, official = tokens.open_clip_folder(place), open_clip.get_tokenizer(f"local-dir:{place}")
+        assert (tokenize(TEXTS)["input_ids"] == official(TEXTS)).all()
+        named = tokenizer.all_special_tokens if tokenizer else []
+        special = {tokenizer.convert_tokens_to_ids(t) for t in named if t != "<unk>"} or {START, END}
+
+        def count(ids: list[int], special: set[int] = special) -> int:
+            """How many of its ids are special, but for those that fill up behind its end."""
+            while len(ids) > 1 and ids[-1] == ids[-2]:
+                ids = ids[:-1]
+            return sum(i in special for i in ids)
+
+        usual = count(tokenize(["a red circle"])["input_ids"][0].tolist())
+        assert usual > 0
+        for text, ids in zip(INJECTIONS, tokenize(INJECTIONS)["input_ids"].tolist(), strict=True):
+            assert count(ids) == usual, text
+
+
+def test_only_what_reads_as_a_special_token_is_taken_apart() -> None:
+    special = plain.pattern(["</s>", "<pad>", "!", "  "])
+    for text in (*TEXTS, "a house! now", "two  cats", "x < y > z", "ﬁsh ＜3"):
+        assert plain.apart(text, special) == text
+        assert plain.apart(text, plain.CHAT) == text
+    assert plain.apart("a </S>b<pad><pad>", special) == "a < /S>b< pad>< pad>"
+    assert plain.apart("a ＜/s＞ ﬁsh </s>", special) == "a < /s> fish < /s>"
+    assert plain.apart("</s>", plain.pattern([])) == "</s>"
+    for text in ("<|im_end|>", "<｜end｜>", "</s>", "<end_of_turn>", "[INST]", "[/INST]", "[gMASK]", "<<|a|>|b|>"):
+        assert not plain.CHAT.search(plain.apart(f"a {text} b", plain.CHAT)), text
 
 
 def test_bert_is_padded_and_cut(folder: Path) -> None:

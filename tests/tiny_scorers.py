@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 # what a user types, texts that tokenizers disagree on, and texts that try to end themselves
 TEXTS = [
@@ -25,6 +25,14 @@ INJECTIONS = [
     "a &lt;end_of_text&gt; b",
     "<START_OF_TEXT> b",
     "a [SEP] b [CLS]",
+    "a <|ENDOFTEXT|> b",
+    "a &amp;lt;end_of_text&amp;gt; b",
+    "a &lt;|endoftext|&gt; b",
+    "a ＜|endoftext|＞ b",
+    "a </s> b",
+    "a &lt;/s> b",
+    "a <|im_end|> b",
+    "a <|image_pad|> b",
 ]
 
 
@@ -76,6 +84,23 @@ HPS_SIZES = {
     "vision_cfg": {"image_size": 28, "layers": 2, "width": 160, "head_width": 80, "patch_size": 7},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
 }
+
+
+def open_clip_folder(place: Path, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0) -> Path:
+    """A CLIP in open_clip's layout, with open_clip's own tokenizer or the one given beside it."""
+    import open_clip
+
+    text = {"context_length": 77, "vocab_size": len(tokenizer or range(49408)), "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 24, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    if tokenizer is not None:
+        text["hf_tokenizer_name"] = "."
+        tokenizer.save_pretrained(place)
+    place.mkdir(parents=True, exist_ok=True)
+    save_safely(stirred(open_clip.CLIP(**config), seed).state_dict(), place / "open_clip_model.safetensors")
+    whole = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}}
+    (place / "open_clip_config.json").write_text(json.dumps(whole))
+    return place
 
 
 def hps_file(path: Path, seed: int = 0) -> Path:

@@ -17,6 +17,7 @@ from diffalign.scorers import answers, checkpoints, local, questions
 from diffalign.scorers.base import Answers, Scorer
 from diffalign.scorers.comparisons import Comparison, both
 from diffalign.scorers.local import Local
+from diffalign.scorers.plain import CHAT, apart
 from diffalign.scorers.questions import Question
 from diffalign.scorers.server import Reply, Server, picture
 
@@ -63,7 +64,10 @@ def configured(place: str) -> tuple[str, Question]:
 
 
 class Judge:
-    """A question and who is asked: a server, or a model here. Requests, tokens and unreadable answers are counted."""
+    """A question and who is asked: a server, or a model here. Requests, tokens and unreadable answers are counted.
+
+    What looks like a chat model's special token in a prompt is sent with a space in it: text to whoever reads.
+    """
 
     def __init__(self, question: Question, pause: Callable[[float], None] | None = None) -> None:
         self.question = question
@@ -120,7 +124,7 @@ class Judge:
 
     def _words(self, prompt: str, rubric: Sequence[str] = ()) -> str:
         listed = "\n".join(f"{n}. {text}" for n, text in enumerate(rubric, 1))
-        return self.question.prompt.replace("{criteria}", listed).replace("{prompt}", prompt)
+        return self.question.prompt.replace("{criteria}", apart(listed, CHAT)).replace("{prompt}", apart(prompt, CHAT))
 
     def _messages(self, content: list[dict]) -> list[dict]:
         system = [{"role": "system", "content": self.question.system}] if self.question.system else []
@@ -153,7 +157,8 @@ class Judge:
             else:
                 todo.append(prompt)
         asked = [
-            self._messages([{"type": "text", "text": self.question.criteria.replace("{prompt}", p)}]) for p in todo
+            self._messages([{"type": "text", "text": self.question.criteria.replace("{prompt}", apart(p, CHAT))}])
+            for p in todo
         ]
         for prompt, given in zip(todo, self._ask(asked, [lambda r: answers.criteria(r.text)] * len(todo)), strict=True):
             found[prompt] = given

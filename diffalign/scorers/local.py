@@ -11,6 +11,7 @@ import PIL.Image
 
 from diffalign.records import InputError
 from diffalign.scorers.checkpoints import device, folder_of, locate, open_pretrained
+from diffalign.scorers.plain import apart, normaliser, pattern
 from diffalign.scorers.server import Reply
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Local:
         if not self.processor.chat_template:
             raise InputError(f"{folder}: has no chat template, so it cannot be asked")
         self.words, self.batch = self.processor.tokenizer, batch
-        self.special = sorted(self.words.get_added_vocab(), key=len, reverse=True)
+        self.special, self.normalise = pattern(self.words.get_added_vocab()), normaliser(self.words)
 
     def ask(self, bodies: Sequence[dict]) -> list[Reply | str]:
         """The replies to request bodies as `Server.ask` takes them, in their order."""
@@ -117,15 +118,10 @@ class Local:
 
     def _part(self, part: dict, images: list[PIL.Image.Image]) -> dict:
         if part["type"] == "text":
-            return {"type": "text", "text": self._plain(part["text"])}
+            return {"type": "text", "text": apart(part["text"], self.special, self.normalise)}
         data = base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
         images.append(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
         return {"type": "image"}
-
-    def _plain(self, text: str) -> str:
-        for token in self.special:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
 
 
 def _listed(value: int | list[int] | None) -> list[int]:

@@ -65,12 +65,13 @@ class OpenClip(Networks):
         from safetensors import SafetensorError
 
         from diffalign.scorers.checkpoints import device
+        from diffalign.scorers.tokens import open_clip_folder
         from diffalign.weights import settle
 
         name = f"local-dir:{folder.resolve()}"
         try:
             model, _, transform = open_clip.create_model_and_transforms(name)
-            self.tokenizer = open_clip.get_tokenizer(name)
+            self.tokenize = open_clip_folder(folder)
         except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
             line = " ".join(str(error).split())[:300]
             raise InputError(f"{folder}: open_clip cannot load it ({type(error).__name__}: {line})") from None
@@ -91,7 +92,8 @@ class OpenClip(Networks):
 
     def read(self, prompts: Sequence[str]) -> "torch.Tensor":
         """Embeddings of prompts, (prompts, dimension)."""
-        return self.model.encode_text(self.tokenizer(list(prompts)).to(next(self.model.parameters()).device))
+        ids = self.tokenize(prompts)["input_ids"]
+        return self.model.encode_text(ids.to(next(self.model.parameters()).device))
 
 
 def _preprocess(config: Mapping[str, object], transform: Callable) -> Callable:

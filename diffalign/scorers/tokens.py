@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from diffalign.records import InputError
+from diffalign.scorers.plain import apart, normaliser, pattern
 
 Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
 
@@ -19,12 +20,31 @@ Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
 def openai(length: int = 77) -> Tokenize:
     """CLIP's own tokenizer, as open_clip ships it: {"input_ids": (prompts, length)}, the last token always the end."""
     import open_clip.tokenizer
+
+    return _ids(open_clip.tokenizer.SimpleTokenizer(context_length=length))
+
+
+def open_clip_folder(folder: Path) -> Tokenize:
+    """The tokenizer that open_clip takes for a folder of its layout: {"input_ids": (prompts, length)}."""
+    import open_clip
+
+    return _ids(open_clip.get_tokenizer(f"local-dir:{folder.resolve()}"))
+
+
+def _ids(tokenizer: Callable[[list[str]], torch.Tensor]) -> Tokenize:
+    """One of open_clip's tokenizers without the way from a prompt's text to a special token."""
+    import open_clip.tokenizer
     import regex
 
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=length)
-    # its pattern begins with the special tokens, so that a prompt could end itself
-    plain = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pat = regex.compile(plain, regex.IGNORECASE)
+    if isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
+        # its pattern begins with the special tokens, so that a prompt could end itself
+        words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+        tokenizer.pat = regex.compile(words, regex.IGNORECASE)
+    else:
+        clean, special = tokenizer.clean_fn, pattern(tokenizer.tokenizer.all_special_tokens)
+        normalise = normaliser(tokenizer.tokenizer)
+        # after its own cleaning, which resolves HTML entities; `split_special_tokens` would not do for sentence pieces
+        tokenizer.clean_fn = lambda text: apart(clean(text), special, normalise)
     return lambda prompts: {"input_ids": tokenizer(list(prompts))}
 
 

@@ -47,7 +47,8 @@ def score(
             file.py:function.
         out: Record folder to write.
         batch: Images per call of a scorer.
-        precision: Of the towers of scorers in this process; what comes after them is computed in float32.
+        precision: Of the towers of scorers in this process, and of judges' models; what comes after them is computed in
+            float32. A server computes as it was started.
     """
     if batch < 1:
         raise InputError(f"batch = {batch}: expected at least 1")

@@ -154,8 +154,27 @@ def test_the_revision_of_a_local_judge_is_of_its_weights(vlm: Path, tmp_path: Pa
     first, second = (scorers.load(f"judge=yes_no,local,{place}").revision for place in (vlm, other))
     assert first != second
     assert first == scorers.load(f"judge=yes_no,local,{vlm}").revision
-    low = Judge(configured(f"{_low(tmp_path)},local,{vlm}")[1])
-    assert low.server.model.dtype == torch.bfloat16
+
+
+def test_a_local_judge_is_as_precise_as_it_says(vlm: Path, tmp_path: Path) -> None:
+    plain, asked = (scorers.load(f"judge={file},local,{vlm}") for file in ("yes_no", _low(tmp_path)))
+    assert plain.preprocessing == "PNG, full size"
+    assert plain.function.server.model.dtype == torch.float32
+    for low in (plain.lowered(), asked, asked.lowered()):
+        assert low.preprocessing == "PNG, full size, bfloat16 towers"
+        assert low.function.server.model.dtype == torch.bfloat16
+    pairs = Judge(configured(f"{_low(tmp_path)},local,{vlm}")[1])
+    assert pairs.server.model.dtype == torch.bfloat16
+    worlds.images(tmp_path / "images", per_prompt=1, sizes=((24, 24),))
+    name = (f"judge=scale_5_text,local,{vlm}",)
+    scoring.score(tmp_path / "images", scorer=name, out=tmp_path / "scores", precision="bfloat16")
+    rows = folders.records(tmp_path / "scores", "scores")
+    assert {s.preprocessing for s in rows} == {"PNG, full size, bfloat16 towers"}
+
+
+def test_a_servers_precision_is_its_own() -> None:
+    judge = scorers.load("judge=yes_no,http://127.0.0.1:1/v1,tiny")
+    assert judge.lowered() is judge
 
 
 def _low(place: Path) -> Path:

@@ -86,7 +86,7 @@ class Scorer:
         return self.checked(self.function(images, prompts), len(images))
 
     def lowered(self) -> "Scorer":
-        """The scorer with its towers in bfloat16, which its preprocessing says; itself where it has none.
+        """The scorer with its towers in bfloat16, which its preprocessing says; itself where there is nothing to lower.
 
         Features are normalised, and heads computed, in float32 as before.
         """
@@ -100,7 +100,8 @@ class Scorer:
             function.cast(torch.bfloat16)
             return function
 
-        return dataclasses.replace(self, preprocessing=f"{self.preprocessing}, bfloat16 towers", open=opened)
+        said = f"{self.preprocessing}, bfloat16 towers"
+        return dataclasses.replace(self, preprocessing=said, open=opened, towers=False)
 
     def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
         """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient; see `Networks`.

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL.Image import Image
@@ -20,6 +21,9 @@ from diffalign.scorers.local import Local
 from diffalign.scorers.plain import CHAT, apart
 from diffalign.scorers.questions import Question
 from diffalign.scorers.server import Reply, Server, picture
+
+if TYPE_CHECKING:
+    import torch
 
 # What changes an answer; the rest says only how the server is reached.
 _TRANSPORT = ("url", "key", "concurrency", "timeout", "retries", "prices", "store", "precision")
@@ -38,14 +42,15 @@ def judge(place: str) -> Scorer:
         what = f"{name} compares two images (form {question.form}) and scores none"
         raise InputError(f"scorer judge: {what}; `diffalign judge` asks it")
     plain = {k: v for k, v in dataclasses.asdict(question).items() if k not in _TRANSPORT}
-    revision = digest(json.dumps(plain, sort_keys=True, default=str))
-    if question.url == LOCAL:
+    revision, here = digest(json.dumps(plain, sort_keys=True, default=str)), question.url == LOCAL
+    if here:
         weights = checkpoints.revision(local.place_of(question.model))
         revision = digest(revision, weights, question.precision)
-    return Scorer(
+    found = Scorer(
         f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account(),
-        parts=question.parts,
+        parts=question.parts, towers=here,
     )  # fmt: skip
+    return found.lowered() if here and question.precision == "bfloat16" else found
 
 
 def configured(place: str) -> tuple[str, Question]:
@@ -77,6 +82,10 @@ class Judge:
         else:
             self.server = Server(q.url, q.key, q.concurrency, q.timeout, q.retries, pause or time.sleep)
         self.requests = self.repeated = self.missing = self.prompt_tokens = self.completion_tokens = 0
+
+    def cast(self, dtype: "torch.dtype") -> None:
+        """Compute a model in this process in `dtype`."""
+        self.server.cast(dtype)
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> Answers:
         """Scores, (images,), NaN with a reason where the answer could not be read twice, or was refused."""

@@ -56,6 +56,10 @@ class Local:
         self.words, self.batch = self.processor.tokenizer, batch
         self.special, self.normalise = pattern(self.words.get_added_vocab()), normaliser(self.words)
 
+    def cast(self, dtype: "torch.dtype") -> None:
+        """Compute the model in `dtype`."""
+        self.model.to(dtype)
+
     def ask(self, bodies: Sequence[dict]) -> list[Reply | str]:
         """The replies to request bodies as `Server.ask` takes them, in their order."""
         found: list[Reply | str] = []

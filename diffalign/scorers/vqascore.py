@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL.Image import Image
@@ -11,6 +12,9 @@ from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import revision
 from diffalign.scorers.local import Local, place_of
 from diffalign.scorers.server import picture
+
+if TYPE_CHECKING:
+    import torch
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer Yes or No.'
 
@@ -38,9 +42,9 @@ class Vqa:
             raise InputError(f"{folder}: its tokenizer cuts 'Yes' into {len(yes)} tokens, so P(Yes) is not one number")
         self.yes = yes[0]
 
-    def cast(self, dtype) -> None:
+    def cast(self, dtype: "torch.dtype") -> None:
         """Compute the model in `dtype`."""
-        self.local.model.to(dtype)
+        self.local.cast(dtype)
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
         """Scores, float32, (images,)."""

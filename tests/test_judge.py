@@ -250,7 +250,7 @@ def test_aspects(text: str, wanted: float | str) -> None:
     ("text", "wanted"),
     [
         ("So Image A is better.", "first"), ("Image 2 is better.", "second"), (r"\boxed{B}", "second"),
-        ("Image A is better? No: Image B is better.", "second"), ("Both images are equally  good.", "tie"), ("A", None),
+        ("Image A is better? No: Image B is better.", None), ("Both images are equally  good.", "tie"), ("A", None),
     ],
 )  # fmt: skip
 def test_labels(text: str, wanted: str | None) -> None:

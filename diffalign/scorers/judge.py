@@ -140,13 +140,13 @@ class Judge:
         return [*system, {"role": "user", "content": content}]
 
     def _value(self, reply: Reply, criteria: int) -> float | tuple[float, ...]:
-        q = self.question
+        q, cut = self.question, reply.finish == "length"
         if q.form == "yes_no":
             return answers.yes_no(reply)
         if q.form == "digits":
             return answers.expectation(reply, int(q.low), int(q.high))
         if q.form == "number":
-            return answers.number(reply.text, q.pattern, q.low, q.high)
+            return answers.number(reply.text, q.pattern, q.low, q.high, cut=cut)
         if q.form == "aspects":
             return answers.aspects(reply.text, q.aspects, q.low, q.high)
         return answers.marks(reply.text, criteria)
@@ -154,7 +154,8 @@ class Judge:
     def _verdict(self, reply: Reply) -> float | str:
         if self.question.form == "two":
             return answers.log_odds(reply, "a", "b")
-        return answers.label(reply.text, self.question.pattern, self.question.labels)
+        q, cut = self.question, reply.finish == "length"
+        return answers.label(reply.text, q.pattern, q.labels, cut=cut)
 
     def _rubrics(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...] | answers.Unreadable]:
         """Criteria of each unique prompt, from the store or written now and stored."""

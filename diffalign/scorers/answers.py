@@ -14,9 +14,9 @@ from diffalign.scorers.server import Reply
 _CERTAIN = 50.0
 # words that may lead to a verdict in its sentence; any other ("not", "Alignment") makes it none of the whole
 _LEAD = re.compile(
-    "so|thus|therefore|hence|then|and|overall|in|conclusion|summary|short|all|to|conclude|finally|final|total|the|my|this|"
-    "it|of|is|as|i|think|believe|judge|choose|pick|give|gives|rate|gets|deserves|verdict|answer|decision|choice|result|"
-    "score|rating|image|better|best|one|number|here|are|json|list|marks?", re.IGNORECASE,
+    "so|thus|therefore|hence|then|and|overall|in|conclusion|summary|short|all|to|conclude|finally|final|total|the|my|"
+    "this|it|of|is|as|i|think|believe|judge|choose|pick|give|gives|rate|gets|deserves|verdict|answer|decision|choice|"
+    "result|score|rating|image|better|best|one|number|here|are|json|list|marks?", re.IGNORECASE,
 )  # fmt: skip
 _BEFORE, _AFTER = r"[\w\s*_#>\"'“”‘’`:,$|()\[\]–—•-]*", r"[\s*_\"'”’`)\]}$|#.!-]*"
 # where a sentence ends; of a number's, a dash before a word ends it too
@@ -215,10 +215,10 @@ def _json(text: str, opening: str) -> Iterator[tuple[object, int, int]]:
         yield value, start, end
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(dict(pairs)) < len(pairs):
+def _once(entries: list[tuple[str, object]]) -> dict[str, object]:
+    if len(dict(entries)) < len(entries):
         raise ValueError("a key twice")
-    return dict(pairs)
+    return dict(entries)
 
 
 def _checked(values: Sequence[object], low: float, high: float) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,16 @@ def shards(place: Path, runs: dict[str, Run]) -> None:
         if rank == 0:
             save_file(held, place / f"{name}.safetensors")
     run = dataclasses.replace(runs["pairs"], out=str(place / "run"))
-    train(run)
+    said, heard = [], logging.Handler()
+    heard.emit = lambda record: said.append(record.getMessage())
+    log = logging.getLogger("diffalign")
+    log.setLevel(logging.INFO)
+    log.addHandler(heard)
+    with pytest.MonkeyPatch.context() as patch:  # by other words, for which what is done here is said
+        for name, value in (STAGED | {STAGE: "3"}).items():
+            patch.setenv(name, value)
+        train(run)
+    (place / f"said-{rank}.json").write_text(json.dumps(said))
     broken = dataclasses.replace(run, out=str(place / "broken"))
     with pytest.MonkeyPatch.context() as patch:
 
@@ -185,6 +195,10 @@ def test_two_processes_see_and_learn_what_one_does(alone: tuple, tmp_path: Path)
 def test_sharded_is_the_same_and_saves_in_parts(alone: tuple, tmp_path: Path) -> None:
     runs, weights, _ = alone
     together(shards, tmp_path, runs)
+    said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+    launched = [[line for line in lines if "DeepSpeed" in line] for lines in said]
+    assert [len(lines) for lines in launched] == [1, 0], "once, by the first process"
+    assert launched[0][0].startswith("DeepSpeed's stage 3 is asked for: ")
     for name in ("pairs", "parts", "full"):
         same(load_file(tmp_path / f"{name}.safetensors"), weights[name])
         files = {p.name for p in (tmp_path / name / "checkpoint-1").iterdir()}

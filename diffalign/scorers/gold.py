@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Image
 
+from diffalign.decoding import flat
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 
@@ -48,7 +49,7 @@ def _right(images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
 
 
 def _verdicts(images: Sequence[Image], prompts: Sequence[str]) -> list:
-    pictures = [np.asarray(image.convert("RGB")) for image in images]
+    pictures = [np.asarray(flat(image)) for image in images]
     return [_verdict(x.tobytes(), x.shape, prompt) for x, prompt in zip(pictures, prompts, strict=True)]
 
 

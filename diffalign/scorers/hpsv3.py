@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
+from diffalign.decoding import flat
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, revision, split
 
@@ -66,7 +67,7 @@ class Hpsv3:
         """Scores, float32, (images,)."""
         import torch
 
-        sized = [image.convert("RGB").resize(sides(*image.size, self.factor), _BICUBIC) for image in images]
+        sized = [flat(image).resize(sides(*image.size, self.factor), _BICUBIC) for image in images]
         pixels = self.pictures(sized, do_resize=False, return_tensors="pt").to(self.model.device)
         grid = pixels["image_grid_thw"]
         counts = (grid.prod(-1) // self.model.config.vision_config.spatial_merge_size**2).tolist()

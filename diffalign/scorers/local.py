@@ -1,7 +1,6 @@
 """Any vision-language model of transformers in this process, asked as a server is asked."""
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
+from diffalign import decoding
 from diffalign.records import InputError
 from diffalign.scorers.checkpoints import device, folder_of, locate, open_pretrained
 from diffalign.scorers.plain import apart, normaliser, pattern
@@ -124,7 +124,7 @@ class Local:
         if part["type"] == "text":
             return {"type": "text", "text": apart(part["text"], self.special, self.normalise)}
         data = base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
-        images.append(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+        images.append(decoding.rgb(data))
         return {"type": "image"}
 
 

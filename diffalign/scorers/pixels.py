@@ -16,6 +16,8 @@ import PIL.Image
 import torch
 from torch.nn import functional
 
+from diffalign.decoding import flat
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 _BICUBIC = PIL.Image.Resampling.BICUBIC
@@ -46,7 +48,7 @@ class Cropped(Preprocess):
     std: tuple[float, ...] = CLIP_STD
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        image = rgb(image)
+        image = flat(image)
         width, height = self._resized(*image.size)
         left, top = self._margin(width), self._margin(height)
         image = image.resize((width, height), _BICUBIC).crop((left, top, left + self.size, top + self.size))
@@ -75,7 +77,7 @@ class Squashed(Preprocess):
     std: tuple[float, ...] = HALF
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        return normalised(unit(rgb(image).resize((self.size, self.size), _BICUBIC)), self.mean, self.std)
+        return normalised(unit(flat(image).resize((self.size, self.size), _BICUBIC)), self.mean, self.std)
 
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
         return normalised(resized(x, self.size, self.size), self.mean, self.std)
@@ -92,7 +94,7 @@ class Padded(Preprocess):
     antialias: bool
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        return self.smooth(unit(rgb(image)))
+        return self.smooth(unit(flat(image)))
 
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
         scale = self.size / float(max(x.shape[1:]))
@@ -102,16 +104,6 @@ class Padded(Preprocess):
         left, top = (self.size - width) // 2, (self.size - height) // 2
         x = functional.pad(x, (left, self.size - width - left, top, self.size - height - top))
         return normalised(x, CLIP_MEAN, CLIP_STD)
-
-
-def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture in RGB, on white where it is transparent."""
-    if image.mode == "RGB":
-        return image
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def stacked(preprocess: Callable[[PIL.Image.Image], torch.Tensor], images: Sequence[PIL.Image.Image]) -> torch.Tensor:

@@ -78,9 +78,8 @@ class Mps(Networks):
         """Scores, float32, (images,)."""
         from diffalign.scorers.towers import normal, wide
 
-        said = self.said(prompts)
-        words, whole = said[:, :-1], said[:, -1]
-        condition = self.said([CONDITION])[0, :-1]
+        said = self.said([CONDITION, *prompts])
+        condition, words, whole = said[0, :-1], said[1:, :-1], said[1:, -1]
         likeness = wide(words @ condition.T).amax(-1)
         heard = likeness / likeness.amax(-1, keepdim=True) > self.threshold
         looked = self.cross(seen, words, heard)[:, 0]

@@ -76,31 +76,40 @@ class Networks(ABC):
 
 
 class Remembered:
-    """What `encode` makes of prompts, (prompts, …), of which each is encoded once; the last `most` are kept.
+    """What `encode` makes of prompts, (prompts, …), of which each is encoded once: the first that fit into `most` bytes
+    are kept for good, and those of the call before until the next one.
+
+    Nothing that was kept is dropped for what comes later: in turn prompts would push each other out.
 
     On the CPU each is encoded alone: its last bits would depend on what is encoded beside it, and so those of a run on
     where it was interrupted. A prompt's tokens are rows enough for a processor; a GPU takes all new prompts together.
     """
 
-    def __init__(self, encode: Callable[[list[str]], "torch.Tensor"], most: int = 16384) -> None:
+    def __init__(self, encode: Callable[[list[str]], "torch.Tensor"], most: int = 1 << 30) -> None:
         self.encode, self.most = encode, most
         self.known: dict[str, torch.Tensor] = {}
+        self.last: dict[str, torch.Tensor] = {}
+        self.held = 0
 
     def __call__(self, prompts: Sequence[str]) -> "torch.Tensor":
         import torch
 
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        ready = {p: held[p] for held in (self.last, self.known) for p in prompts if p in held}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in ready]
         if new:
             size = 1 if device() == "cpu" else len(new)
             with torch.no_grad():
                 rows = [row for i in range(0, len(new), size) for row in self.encode(new[i : i + size])]
-            # rows of their own, so that dropping one frees it
-            self.known |= {prompt: row.clone() for prompt, row in zip(new, rows, strict=True)}
-        found = torch.stack([self.known[prompt] for prompt in prompts])
-        for old in list(self.known)[: max(0, len(self.known) - self.most)]:
-            del self.known[old]
-        return found
+            for prompt, row in zip(new, rows, strict=True):
+                # a row of its own, so that dropping others frees them
+                ready[prompt] = row.clone()
+                if self.held + row.nbytes <= self.most:
+                    self.known[prompt], self.held = ready[prompt], self.held + row.nbytes
+        self.last = {prompt: ready[prompt] for prompt in prompts}
+        return torch.stack([ready[prompt] for prompt in prompts])
 
     def clear(self) -> None:
         """Forget everything."""
         self.known.clear()
+        self.last.clear()
+        self.held = 0

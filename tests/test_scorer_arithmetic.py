@@ -222,8 +222,27 @@ def test_mps_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     state = safetensors.torch.load_file(folder / "model.safetensors")
     for change, said in (
         ({"other": torch.zeros(1)}, r"1 not known \(other\)"),
-        ({"cross_model.layers.0.0.fn.to_q.weight": None}, r"1 missing \(layers.0.0.fn.to_q.weight\)"),
-        ({"model.text_projection.weight": None}, "is no MPS checkpoint"),
+        ({"cross_model.layers.0.0.fn.to_q.weight": None}, r"1 missing \(cross_model.layers.0.0.fn.to_q.weight\)"),
+        ({"model.text_projection.weight": None}, r": 1 missing \(model.text_projection.weight\)$"),
+        (
+            {"other": torch.zeros(1), "model.text_projection.weight": None},
+            r"1 missing \(model.text_projection.weight\); 1 not known \(other\)$",
+        ),
+        (
+            {
+                "a": torch.zeros(1),
+                "model.b": torch.zeros(1),
+                "cross_model.c": torch.zeros(1),
+                "model.logit_scale": None,
+                "cross_model.layers.1.0.fn.to_q.weight": None,
+            },
+            r"2 missing \(model.logit_scale, cross_model.layers.1.0.fn.to_q.weight\); "
+            r"3 not known \(a, cross_model.c, model.b\)$",
+        ),
+        (
+            {"model.visual_projection.weight": torch.zeros(3)},
+            r"1 of another shape \(model.visual_projection.weight \[3\]",
+        ),
     ):
         changed = {k: v for k, v in (state | change).items() if v is not None}
         tiny_scorers.save_safely(changed, folder / "model.safetensors")
@@ -300,7 +319,12 @@ def change(path: Path, edit) -> Path:
         (lambda s: s.pop("ln_final.weight"), "1 missing (ln_final.weight)"),
         (lambda s: s.update(extra=torch.ones(1)), "1 not known (extra)"),
         (lambda s: s.update({"ln_final.weight": torch.ones(3)}), "1 of another shape (ln_final.weight [3] for [64])"),
-        (lambda s: s.pop("visual.conv1.weight"), "is no CLIP in open_clip's layout"),
+        (lambda s: s.pop("visual.conv1.weight"), "1 missing (visual.conv1.weight)"),
+        (
+            lambda s: s.update(extra=s.pop("visual.conv1.weight")),
+            "1 missing (visual.conv1.weight); 1 not known (extra)",
+        ),
+        (lambda s: s.update({"visual.conv1.weight": torch.ones(3)}), "is no CLIP in open_clip's layout"),
     ],
 )
 def test_hps_checkpoints_that_do_not_fit(tmp_path: Path, edit, said: str) -> None:
@@ -314,11 +338,31 @@ def test_hps_checkpoints_that_do_not_fit(tmp_path: Path, edit, said: str) -> Non
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda s: s.pop("blip.visual_encoder.norm.bias"), "1 missing (post_layernorm.bias)"),
-        (lambda s: s.pop("mlp.layers.4.bias"), "1 missing (layers.4.bias)"),
+        (lambda s: s.pop("blip.visual_encoder.norm.bias"), "1 missing (blip.visual_encoder.post_layernorm.bias)"),
+        (lambda s: s.pop("mlp.layers.4.bias"), "1 missing (mlp.layers.4.bias)"),
         (lambda s: s.update(other=torch.ones(1)), "1 not known (other)"),
         (lambda s: s.update({"mlp.layers.7.weight": torch.ones(2, 8), "mlp.layers.7.bias": torch.ones(2)}), "gives 2"),
-        (lambda s: s.pop("blip.text_encoder.embeddings.word_embeddings.weight"), "is no ImageReward checkpoint"),
+        (
+            lambda s: s.pop("blip.text_encoder.embeddings.word_embeddings.weight"),
+            "1 missing (blip.text_encoder.embeddings.word_embeddings.weight)",
+        ),
+        (
+            lambda s: (
+                s.pop("mlp.layers.4.bias"),
+                s.pop("blip.visual_encoder.norm.bias"),
+                s.pop("blip.visual_encoder.cls_token"),
+                s.update(
+                    {"other": torch.ones(1), "mlp.other": torch.ones(1), "blip.text_encoder.other": torch.ones(1)}
+                ),
+            ),
+            "3 missing (blip.visual_encoder.embeddings.class_embedding, blip.visual_encoder.post_layernorm.bias, "
+            "mlp.layers.4.bias); 3 not known (other, mlp.other, blip.text_encoder.other)",
+        ),
+        (
+            lambda s: s.update(other=s.pop("blip.visual_encoder.pos_embed")),
+            "1 missing (blip.visual_encoder.pos_embed); 1 not known (other)",
+        ),
+        (lambda s: s.update({"blip.visual_encoder.patch_embed.proj.weight": torch.ones(2)}), "is no ImageReward"),
     ],
 )
 def test_imagereward_checkpoints_that_do_not_fit(tmp_path: Path, edit, said: str) -> None:

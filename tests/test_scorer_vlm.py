@@ -236,9 +236,14 @@ def test_hpsv3_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     path, base, _, _ = tiny_vlm.hpsv3(tmp_path)
     state = safetensors.torch.load_file(path)
     for name, change, said in (
-        ("a", {"rm_head.0.weight": None}, r"1 missing \(0.weight\)"),
+        ("a", {"rm_head.0.weight": None}, r"1 missing \(rm_head.0.weight\)"),
         ("b", {"model.norm.weight": None}, r"1 missing \(language_model.norm.weight\)"),
         ("c", {"visual.more": torch.zeros(1)}, r"1 not known \(visual.more\)"),
+        (
+            "d",
+            {"rm_head.5.bias": None, "model.norm.weight": None, "more": torch.zeros(1)},
+            r"2 missing \(language_model.norm.weight, rm_head.5.bias\); 1 not known \(more\)",
+        ),
     ):
         changed = {k: v for k, v in (state | change).items() if v is not None}
         safetensors.torch.save_file(changed, tmp_path / f"{name}.safetensors")

@@ -120,16 +120,40 @@ def fit(
 
     Raises InputError listing the names that are missing, not known, or of another shape.
     """
-    wanted = module.state_dict()
+    fit_all({"": module}, state, path, spare)
+    return module
+
+
+def fit_all(
+    modules: Mapping[str, "nn.Module"], state: Mapping[str, "torch.Tensor"], path: Path, spare: Collection[str] = (),
+    others: Collection[str] = (),
+) -> None:  # fmt: skip
+    """As `fit`, for several modules in one state, in which the names of each begin with its key.
+
+    `others` have to be there, for somebody else to read. What does not fit in any of them is listed in one line.
+    """
+    wanted = {f"{key}{name}": v for key, module in modules.items() for name, v in module.state_dict().items()}
+    known = {*wanted, *others}
     refuse(
         path,
-        [k for k in wanted if k not in state],
-        [k for k in state if k not in wanted and k not in spare],
+        [k for k in (*wanted, *others) if k not in state],
+        [k for k in state if k not in known and k not in spare],
         [f"{k} {list(state[k].shape)} for {list(v.shape)}" for k, v in wanted.items()
          if k in state and state[k].shape != v.shape],
     )  # fmt: skip
-    module.load_state_dict({k: state[k].float() if state[k].is_floating_point() else state[k] for k in wanted})
-    return settle(module.eval().requires_grad_(False))
+    for key, module in modules.items():
+        found = {name: state[f"{key}{name}"] for name in module.state_dict()}
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()})
+        settle(module.eval().requires_grad_(False))
+
+
+def require(path: Path, state: Collection[str], wanted: Collection[str], known: tuple[str, ...]) -> None:
+    """Raise InputError where one of the tensors `wanted`, from which sizes are read, is missing; the line lists what
+    begins with none of `known` as well.
+    """
+    missing = [k for k in wanted if k not in state]
+    if missing:
+        refuse(path, missing, [k for k in state if not k.startswith(known)], [])
 
 
 def open_pretrained(kind: type, folder: Path, spare: tuple[str, ...] = (), config: object = None) -> "nn.Module":

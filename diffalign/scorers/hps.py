@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, revision
+from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, require, revision
 from diffalign.scorers.networks import Networks, Remembered
 
 if TYPE_CHECKING:
     import torch
 
 OFFICIAL = "xswu/HPSv2"
+# the tensors whose shapes are read
+_SIZES = (
+    *("visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight"),
+    *("positional_embedding", "text_projection"),
+)
+_KNOWN = (*_SIZES, "visual.", "transformer.", "ln_final.", "logit_scale")
 
 
 def hpsv2(place: str) -> Scorer:
@@ -81,6 +87,7 @@ def architecture(state: Mapping[str, "torch.Tensor"], path: Path) -> dict:
 
     Raises InputError for tensors that are no CLIP's.
     """
+    require(path, state, _SIZES, _KNOWN)
     try:
         width, _, patch, _ = state["visual.conv1.weight"].shape
         side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
@@ -94,7 +101,7 @@ def architecture(state: Mapping[str, "torch.Tensor"], path: Path) -> dict:
             "heads": text_width // 64, "layers": _layers(state, "transformer.resblocks."),
         }  # fmt: skip
         return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
-    except (KeyError, ValueError, IndexError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is no CLIP in open_clip's layout ({type(error).__name__}: {error})") from None
 
 

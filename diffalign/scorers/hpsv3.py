@@ -11,7 +11,7 @@ import PIL.Image
 
 from diffalign.decoding import flat
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import device, file_in, fit, locate, read, revision, split
+from diffalign.scorers.checkpoints import device, file_in, fit_all, locate, read, revision, split
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +46,13 @@ class Hpsv3:
         from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
         config = Qwen2VLConfig.from_pretrained(folder, local_files_only=True)
-        body, head = _parts(read(path))
-        embedded = body.get("language_model.embed_tokens.weight")
+        state = _renamed(read(path))
+        embedded = state.get("language_model.embed_tokens.weight")
         if embedded is not None:
             config.text_config.vocab_size = len(embedded)
-        self.model = fit(Qwen2VLModel(config), body, path).to(device())
-        self.head = fit(_head(config.text_config.hidden_size), head, path).to(device())
+        self.model, self.head = Qwen2VLModel(config), _head(config.text_config.hidden_size)
+        fit_all({"": self.model, "rm_head.": self.head}, state, path)
+        self.model, self.head = self.model.to(device()), self.head.to(device())
         self.words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.pictures = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         self.image = config.image_token_id
@@ -111,19 +112,17 @@ def sides(width: int, height: int, factor: int) -> tuple[int, int]:
     return near[0] * factor, near[1] * factor
 
 
-def _parts(state: Mapping[str, "torch.Tensor"]) -> tuple[dict[str, "torch.Tensor"], dict[str, "torch.Tensor"]]:
-    """(the tensors of Qwen2VLModel by today's names, those of the head)."""
-    body, head = {}, {}
+def _renamed(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """The tensors that are used, those of Qwen2VLModel by today's names."""
+    found = {}
     for name, tensor in state.items():
-        if name.startswith("rm_head."):
-            head[name.removeprefix("rm_head.")] = tensor
-        elif not name.startswith("lm_head."):
-            for before, after in _RENAMES:
-                name, changed = re.subn(before, after, name)
-                if changed:
-                    break
-            body[name] = tensor
-    return body, head
+        for before, after in _RENAMES:
+            name, changed = re.subn(before, after, name)
+            if changed:
+                break
+        if not name.startswith("lm_head."):
+            found[name] = tensor
+    return found
 
 
 def _head(width: int) -> "nn.Module":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit, locate, read, revision, split
+from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit_all, locate, read, require, revision, split
 from diffalign.scorers.networks import Networks
 
 if TYPE_CHECKING:
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 OFFICIAL, WORDS = "THUDM/ImageReward", "google-bert/bert-base-uncased"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35
+_SEEN, _SAID = "blip.visual_encoder.", "blip.text_encoder."
+# the tensors whose shapes are read
+_SIZES = (
+    *(f"{_SEEN}{name}" for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")),
+    *(f"{_SAID}embeddings.{name}_embeddings.weight" for name in ("word", "position")),
+    f"{_SAID}encoder.layer.0.intermediate.dense.weight",
+)
 # where the authors' vision tower differs in words from that of transformers
 _RENAMES = (
     (r"^cls_token$", "embeddings.class_embedding"),
@@ -59,17 +66,12 @@ class ImageReward(Networks):
         from diffalign.scorers.tokens import bert
 
         state = {k: v for k, v in read(path).items() if not k.startswith(_UNUSED)}
-        towers = {"blip.visual_encoder.": {}, "blip.text_encoder.": {}, "mlp.": {}}
-        for name, tensor in state.items():
-            prefix = next((p for p in towers if name.startswith(p)), None)
-            if prefix is None:
-                raise InputError(f"{path}: weights do not fit the architecture: 1 not known ({name})")
-            towers[prefix][name[len(prefix) :]] = tensor
-        visual, text, head = towers.values()
-        vision, language = configurations(visual, text, path)
-        self.vision = fit(BlipVisionModel(vision), _renamed(visual), path).to(device())
-        self.text = fit(BlipTextModel(language, add_pooling_layer=False), text, path).to(device())
-        self.head = folded(head, LAYERS, language.hidden_size, path)
+        vision, language = configurations(state, path)
+        both = {_SEEN: BlipVisionModel(vision), _SAID: BlipTextModel(language, add_pooling_layer=False)}
+        head = {f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")}
+        fit_all(both, _renamed(state), path, others=[f"mlp.{name}" for name in sorted(head)])
+        self.vision, self.text = (module.to(device()) for module in both.values())
+        self.head = folded({name: state[f"mlp.{name}"] for name in head}, LAYERS, language.hidden_size, path)
         self.tokenize = bert(words, length)
         self.preprocess, self.towers = Cropped(vision.image_size, floor=False), (self.vision, self.text)
 
@@ -92,16 +94,21 @@ class ImageReward(Networks):
 def _renamed(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     found = {}
     for name, tensor in state.items():
-        for before, after in _RENAMES:
-            name = re.sub(before, after, name)
+        if name.startswith(_SEEN):
+            name = name.removeprefix(_SEEN)
+            for before, after in _RENAMES:
+                name = re.sub(before, after, name)
+            name = _SEEN + name
         found[name] = tensor
     return found
 
 
-def configurations(visual: Mapping[str, "torch.Tensor"], text: Mapping[str, "torch.Tensor"], path: Path) -> tuple:
+def configurations(state: Mapping[str, "torch.Tensor"], path: Path) -> tuple:
     """The configurations of both towers, read off the shapes of their tensors; InputError where they are no BLIP's."""
     from transformers import BlipTextConfig, BlipVisionConfig
 
+    require(path, state, _SIZES, (_SEEN, _SAID, "mlp."))
+    visual, text = ({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in (_SEEN, _SAID))
     try:
         width, _, patch, _ = visual["patch_embed.proj.weight"].shape
         side = round((visual["pos_embed"].shape[1] - 1) ** 0.5)
@@ -117,7 +124,7 @@ def configurations(visual: Mapping[str, "torch.Tensor"], text: Mapping[str, "tor
             num_hidden_layers=_layers(text, "encoder.layer."), layer_norm_eps=1e-12, is_decoder=True,
             max_position_embeddings=len(text["embeddings.position_embeddings.weight"]),
         )  # fmt: skip
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is no ImageReward checkpoint ({type(error).__name__}: {error})") from None
     return vision, language
 

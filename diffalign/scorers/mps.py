@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit, locate, read, revision, split
+from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit_all, locate, read, require, revision, split
 from diffalign.scorers.networks import Networks, Remembered
 
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ CONDITION = (
 )
 THRESHOLD = 0.3
 _FILES = ("model.safetensors", "MPS_overall_checkpoint.pth")
+# the tensors whose shapes are read
+_SIZES = (
+    *(f"model.vision_model.{name}" for name in (
+        "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
+    )),
+    *(f"model.text_model.{name}" for name in (
+        "embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers.0.mlp.fc1.weight"
+    )),
+    "model.text_projection.weight",
+)  # fmt: skip
 _SPARE = ("model.text_model.embeddings.position_ids", "model.vision_model.embeddings.position_ids")
 
 
@@ -51,19 +61,13 @@ class Mps(Networks):
         from diffalign.scorers.pixels import Cropped
         from diffalign.scorers.tokens import clip
 
-        towers: dict[str, dict[str, torch.Tensor]] = {"model.": {}, "cross_model.": {}}
-        for name, tensor in read(path).items():
-            prefix = next((p for p in towers if name.startswith(p)), None)
-            if prefix is None:
-                raise InputError(f"{path}: weights do not fit the architecture: 1 not known ({name})")
-            if name not in _SPARE:
-                towers[prefix][name[len(prefix) :]] = tensor
-        both, cross = towers.values()
-        config = configuration(both, path)
-        self.model = fit(CLIPModel(config), both, path).to(device())
-        layers = len({name.split(".")[1] for name in cross})
-        spare = [name for name in cross if name.endswith(("norm.beta", "inv_freq"))]
-        self.cross = fit(Crossing(config.projection_dim, layers), cross, path, spare).to(device())
+        state = read(path)
+        config = configuration(state, path)
+        layers = len({name.split(".")[2] for name in state if name.startswith("cross_model.layers.")})
+        both = {"model.": CLIPModel(config), "cross_model.": Crossing(config.projection_dim, layers)}
+        unused = [n for n in state if n.startswith("cross_model.") and n.endswith(("norm.beta", "inv_freq"))]
+        fit_all(both, state, path, [*unused, *_SPARE])
+        self.model, self.cross = (module.to(device()) for module in both.values())
         self.scale, self.threshold = float(self.model.logit_scale.exp()), threshold
         self.tokenize, self.said = clip(words), Remembered(self._said)
         self.preprocess = Cropped(config.vision_config.image_size, floor=True)
@@ -98,6 +102,8 @@ def configuration(state: Mapping[str, "torch.Tensor"], path: Path):
     """The CLIP's configuration, read off the shapes of its tensors; InputError where they are no CLIP's."""
     from transformers import CLIPConfig
 
+    require(path, state, _SIZES, ("model.", "cross_model."))
+    state = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
     try:
         width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
         side = round((len(state["vision_model.embeddings.position_embedding.weight"]) - 1) ** 0.5)
@@ -117,5 +123,5 @@ def configuration(state: Mapping[str, "torch.Tensor"], path: Path):
             vision_config=sizes["vision_model"] | {"image_size": side * patch, "patch_size": patch},
             text_config=sizes["text_model"] | words, projection_dim=len(state["text_projection.weight"]),
         )  # fmt: skip
-    except (KeyError, ValueError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         raise InputError(f"{path}: is no MPS checkpoint ({type(error).__name__}: {error})") from None

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from diffalign.records import InputError
 
@@ -35,10 +35,8 @@ def together() -> Iterator[Callable[[], None]]:
     from torch import distributed
 
     def meet() -> None:
-        try:
+        with _others_at_work():
             distributed.barrier()
-        except RuntimeError:
-            raise InputError("another process of this command has ended; what is written stays, run it again") from None
 
     if distributed.is_initialized():
         yield meet
@@ -48,3 +46,28 @@ def together() -> Iterator[Callable[[], None]]:
         yield meet
     finally:
         distributed.destroy_process_group()
+
+
+def total(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The sum of rows of equal lengths over all processes, which have to be together; the rows where this one is alone.
+
+    Raises InputError where another process has ended.
+    """
+    if place()[1] == 1 or not rows:
+        return [list(map(int, row)) for row in rows]
+    import torch
+    from torch import distributed
+
+    found = torch.tensor(rows, dtype=torch.int64)
+    with _others_at_work():
+        distributed.all_reduce(found)
+    return found.tolist()
+
+
+@contextlib.contextmanager
+def _others_at_work() -> Iterator[None]:
+    """Around what all processes do together: says so where one of them has ended."""
+    try:
+        yield
+    except RuntimeError:
+        raise InputError("another process of this command has ended; what is written stays, run it again") from None

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from diffalign import decoding, folders, inputs, processes, scorers, verdicts
 from diffalign.inputs import Item, Source
 from diffalign.progress import track
 from diffalign.records import InputError
-from diffalign.scorers import Scorer
+from diffalign.scorers import Scorer, Spent
 
 _LOG = logging.getLogger(__name__)
 # Files that are no pictures, each named in a line; the summary counts all of them.
@@ -76,13 +76,11 @@ def judged(images: Path, judges: Sequence[Scorer], out: Path, batch: int) -> str
         wait()
         _judge(out, cuts, todo, judges)
         wait()
+        costs = _costs(judges)
         rank, world = processes.place()
         if rank:
             return f"process {rank + 1} of {world}: {len(todo)} batches done"
-        # those that were loaded, here or by the jury; to look is to load
-        asked = [j for j in judges if "function" in vars(j) and j.account is not None]
-        costs = [f"{j.name}: {j.account(j.function)}; " for j in asked]
-        return "".join(costs) + _finish(out, cuts, judges, counts)
+        return costs + _finish(out, cuts, judges, counts)
 
 
 def manifest(
@@ -130,6 +128,16 @@ def _cuts(items: Sequence[Item], batch: int) -> list[list[Item]]:
             last, room = item.picture, room - 1
         cuts[-1].append(item)
     return cuts
+
+
+def _costs(judges: Sequence[Scorer]) -> str:
+    """What the answers have cost that any process asked for, in words."""
+    asked = [judge for judge in judges if judge.spent is not None]
+    # those that were loaded, here or by the jury; to look is to load
+    here = [judge.spent(judge.function) if "function" in vars(judge) else None for judge in asked]
+    summed = processes.total([[found is not None, *astuple(found or Spent())] for found in here])
+    costs = [(judge, Spent(*numbers)) for judge, (loaded, *numbers) in zip(asked, summed, strict=True) if loaded]
+    return "".join(f"{judge.name}: {spent.said(judge.prices)}; " for judge, spent in costs)
 
 
 def _require_prompts(images: Path, items: Sequence[Item], judges: Sequence[Scorer]) -> None:

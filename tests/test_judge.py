@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import worlds
+from commands import launched
 
 from diffalign import folders, grouping, scorers, scoring
 from diffalign.records import InputError
@@ -168,7 +170,7 @@ def test_equal_questions_are_asked_once(fake: Fake) -> None:
     found = judge(images(2) * 3, ["x"] * 6)
     assert len(fake.bodies) == 2
     assert len(found.values) == 6
-    assert "2 requests, 0 asked again, 0 without an answer, 14 + 4 tokens" in judge.account()
+    assert "2 requests, 0 of them retries, 0 asked again, 0 without an answer, 14 + 4 tokens" in judge.account()
     assert "cost 0.022" in fake_cost(judge)
 
 
@@ -280,7 +282,7 @@ def test_refusals_and_cut_answers_are_missing_and_say_so(fake: Fake) -> None:
     assert found.reasons[0] == "refused 'I will not judge this.'"
     assert found.reasons[1] == "no number in 'The image shows a' (cut at max_tokens)"
     assert found.reasons[2].startswith("refused")
-    assert (judge.repeated, judge.missing, len(fake.bodies)) == (1, 3, 4)
+    assert (judge.spent.repeated, judge.spent.missing, len(fake.bodies)) == (1, 3, 4)
 
 
 def test_an_unreadable_answer_is_asked_again_once_with_a_reminder(fake: Fake) -> None:
@@ -358,13 +360,71 @@ def test_one_picture_that_the_server_refuses_is_missing(fake: Fake) -> None:
     assert math.isnan(alone.values[0]), "also where it is the only one asked about"
 
 
+@pytest.mark.parametrize("fault", [(500, {}, b"oops"), None, b"{}"], ids=["status", "cut", "nothing"])
+def test_one_picture_at_which_the_server_fails_is_missing(fake: Fake, fault: object) -> None:
+    fake.answer = lambda body, n: fault if red_or(body) == 40 else completion("Final Score: 3")
+    judge = fake.judge("scale_5_text", retries=2)
+    found = judge(images(3), ["x"] * 3)
+    np.testing.assert_array_equal(found.values, [3.0, math.nan, 3.0])
+    assert found.reasons[1].startswith("the server answers others and fails at this one (")
+    assert found.reasons[1].endswith(", 4 times)")
+    assert (found.reasons[0], judge.spent.missing) == (None, 1)
+    # the first, two retries, another one to see that it is the picture, and once more
+    assert judge.spent.requests == len(fake.bodies) == 2 + 5
+    assert judge.spent.retried == 4
+    alone = fake.judge("scale_5_text", retries=2)(images(2)[1:], ["x"])
+    assert math.isnan(alone.values[0]), "also where it is the only one asked about"
+
+
+def test_one_picture_over_which_the_server_hangs_is_missing(fake: Fake) -> None:
+    over = threading.Event()
+    fake.answer = lambda body, n: over.wait(10) and None if red_or(body) == 40 else completion("Final Score: 3")
+    found = fake.judge("scale_5_text", retries=1, timeout=0.3)(images(2), ["x"] * 2)
+    over.set()
+    np.testing.assert_array_equal(found.values, [3.0, math.nan])
+    assert "TimeoutError" in found.reasons[1]
+
+
+def test_a_pair_at_which_the_server_fails_is_missing(fake: Fake) -> None:
+    fake.answer = lambda body, n: (500, {}, b"") if brighter(body, n) == (40, 0) else completion("Image A is better.")
+    x = images(3)
+    failed, whole = fake.judge("two_text", retries=1).compare([x[0], x[0]], [x[1], x[2]], ["x"] * 2)
+    assert (failed.p, whole.p) == (None, 0.5)
+    assert "fails at this one (status 500: , 3 times)" in failed.reason
+
+
+def test_a_server_that_comes_back_has_not_failed_at_a_picture(fake: Fake) -> None:
+    """Retries end while it is away; when it answers another request, it answers this one too."""
+    fake.answer = lambda body, n: (503, {}, b"loading") if n < 3 else completion("Final Score: 3")
+    judge = fake.judge("scale_5_text", retries=2)
+    assert judge(images(1), ["x"]).values.tolist() == [3.0]
+    assert (judge.spent.requests, judge.spent.retried, judge.spent.missing) == (5, 4, 0)
+
+
+@pytest.mark.parametrize("status", [429, 529])
+def test_too_many_requests_are_no_fault_of_a_picture(fake: Fake, status: int) -> None:
+    fake.answer = lambda body, n: (status, {}, b"slow down") if red_or(body) == 40 else completion("Final Score: 3")
+    with pytest.raises(Unavailable, match=f"status {status}: slow down, 3 times; start or mend it and run this again"):
+        fake.judge("scale_5_text", retries=2)(images(2), ["x"] * 2)
+
+
+def test_what_is_asked_in_vain_is_counted_too(fake: Fake) -> None:
+    """Requests sent again, and the tokens of an answer that is none, where the server tells them."""
+    spoilt = {"usage": {"prompt_tokens": 100, "completion_tokens": 30}, "choices": []}
+    fake.answer = flaky((500, {}, b""), spoilt)
+    judge = fake.judge("scale_5_text", prices=(1e4, 1e5))
+    assert judge(images(1), ["x"]).values.tolist() == [3.0]
+    said = "3 requests, 2 of them retries, 0 asked again, 0 without an answer, 107 + 32 tokens, cost 4.27"
+    assert judge.account() == said
+
+
 def red_or(body: dict) -> int:
     return red(body) if any(isinstance(m["content"], list) for m in body["messages"]) else 0
 
 
 def test_a_server_that_takes_no_request_at_all(fake: Fake) -> None:
     fake.answer = lambda body, n: (400, {}, b"unknown field seed")
-    with pytest.raises(Unavailable, match=r"refuses every request \(status 400: unknown field seed\)"):
+    with pytest.raises(Unavailable, match=r"answers no request: the server refused \(status 400: unknown field seed\)"):
         fake.judge("scale_5_text")(images(2), ["x"] * 2)
 
 
@@ -500,12 +560,49 @@ def test_the_score_stage_goes_on_where_the_server_left(
     fake.answer = lambda body, n: completion("Final Score: 2" if red_or(body) % 2 else "Final Score: 5")
     said = scoring.score(tmp_path / "images", scorer=(place,), out=out, batch=4)
     assert len(fake.bodies) == before + 8
-    assert said.startswith("judge:scale_5_text: 8 requests, 0 asked again, 0 without an answer, 56 + 16 tokens; ")
+    assert said.startswith(
+        "judge:scale_5_text: 8 requests, 0 of them retries, 0 asked again, 0 without an answer, 56 + 16 tokens; "
+    )
     rows = folders.records(out, "scores")
     assert len(rows) == 12
     assert {r.scorer for r in rows} == {"judge:scale_5_text"}
     assert scoring.score(tmp_path / "images", scorer=(place,), out=out, batch=4).startswith(str(out))
     assert len(fake.bodies) == before + 8
+
+
+def test_the_score_stage_passes_a_picture_at_which_the_server_fails(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds.images(tmp_path / "images", per_prompt=2)
+    place, out = f"judge=scale_5_text,{fake.url},tiny", tmp_path / "scores"
+    monkeypatch.setattr("diffalign.scorers.judge.Judge.__init__.__defaults__", (lambda seconds: None,), raising=True)
+    bad = PIL.Image.open(io.BytesIO(folders.records(tmp_path / "images", "images")[4].image["bytes"])).getpixel((0, 0))
+    fake.answer = lambda body, n: (500, {}, b"") if red_or(body) == bad[0] else completion("Final Score: 4")
+    said = scoring.score(tmp_path / "images", scorer=(place,), out=out, batch=2)
+    lost = [row for row in folders.records(out, "scores") if row.value is None]
+    assert 0 < len(lost) < 12
+    assert f", {len(lost)} without an answer, " in said
+    assert all("the server answers others and fails at this one" in row.reason for row in lost)
+    asked = len(fake.bodies)
+    assert said.endswith(scoring.score(tmp_path / "images", scorer=(place,), out=out, batch=2))
+    assert len(fake.bodies) == asked, "what has a reason is not asked again"
+
+
+def test_processes_tell_what_all_of_them_spent(fake: Fake, tmp_path: Path) -> None:
+    worlds.images(tmp_path / "images", per_prompt=2)
+    fake.answer = lambda body, n: (500, {}, b"") if n == 0 else completion("Final Score: 4")
+    words = ["score", "images", "--scorer", f"judge=scale_5_text,{fake.url},tiny", "--batch", 4, "--out", "scores"]
+    ends = [command.ended() for command in launched(words, tmp_path)]
+    assert [e.status for e in ends] == [0, 0], ends
+    assert len(fake.bodies) == 13
+    said = "judge:scale_5_text: 13 requests, 1 of them retries, 0 asked again, 0 without an answer, 84 + 24 tokens; "
+    assert ends[0].out.startswith(said)
+    # the first process has nothing to do, and tells of the second
+    folders.part(tmp_path / "scores", "scores", 1).unlink()
+    for rank in "01":
+        shutil.rmtree(tmp_path / rank)
+    ends = [command.ended() for command in launched(words, tmp_path)]
+    assert ends[0].out.startswith("judge:scale_5_text: 4 requests, 0 of them retries, ")
 
 
 def test_aspects_are_scores_of_their_own_beside_their_mean(fake: Fake, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_two_images_of_a_prompt_in_both_orders(fake: Fake, tmp_path: Path)
     assert 0 < ties < 18
     agreed = f"both orders agree on {(18 - ties) / 18:.1%}, lean to the image shown first +{ties / 36:.3f}"
     assert agreed in said
-    assert said.startswith("36 requests, 0 asked again, 0 without an answer, 252 + 72 tokens; ")
+    assert said.startswith("36 requests, 0 of them retries, 0 asked again, 0 without an answer, 252 + 72 tokens; ")
     manifest = folders.open_folder(tmp_path / "pairs", "pair")
     assert manifest.parents[0]["path"] == "../images"
     again = judging.judge(tmp_path / "images", question="two_text", url=fake.url, model="m", out=tmp_path / "pairs")

@@ -119,7 +119,7 @@ def test_local_answers_are_texts_with_counts(vlm: Path, pictures: list[PIL.Image
     ]  # fmt: skip
     whole = local.ask(bodies)
     assert all(isinstance(reply, Reply) and reply.first is None for reply in whole)
-    assert [reply.completion_tokens for reply in whole] <= [1, 3, 5, 2, 4]
+    assert [reply.spent.completion_tokens for reply in whole] <= [1, 3, 5, 2, 4]
     assert {reply.finish for reply in whole} <= {"stop", "length"}
     assert [local.ask([body])[0] for body in bodies] == whole
 

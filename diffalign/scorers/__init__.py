@@ -9,9 +9,12 @@ from PIL.Image import Image
 
 from diffalign import outsiders
 from diffalign.records import InputError
-from diffalign.scorers.base import UNREADABLE, Answers, Score, Scorer, Unavailable
+from diffalign.scorers.base import UNREADABLE, Answers, Score, Scorer, Spent, Unavailable
 
-__all__ = ["MEASURES", "NAMES", "UNREADABLE", "Answers", "Score", "Scorer", "Unavailable", "judge_of", "load", "whole"]
+__all__ = [
+    "MEASURES", "NAMES", "UNREADABLE", "Answers", "Score", "Scorer", "Spent", "Unavailable", "judge_of", "load",
+    "whole",
+]  # fmt: skip
 
 # name -> (module, function that takes the place after "=", or "", and gives a Scorer)
 NAMES = {

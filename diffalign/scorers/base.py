@@ -25,6 +25,32 @@ class Unavailable(InputError):
 
 @final
 @dataclass(frozen=True)
+class Spent:
+    """What answers have cost: requests that were sent, and how many of them after a fault; questions asked again, as
+    their answer could not be read; questions without an answer; tokens, as far as the server tells.
+    """
+
+    requests: int = 0
+    retried: int = 0
+    repeated: int = 0
+    missing: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def said(self, prices: Sequence[float] = ()) -> str:
+        """It in words; with the cost, where `prices` are those of a million prompt and completion tokens."""
+        said = f"{self.requests} requests, {self.retried} of them retries, {self.repeated} asked again, "
+        said += f"{self.missing} without an answer, {self.prompt_tokens} + {self.completion_tokens} tokens"
+        if prices:
+            said += f", cost {np.dot(prices, (self.prompt_tokens, self.completion_tokens)) / 1e6:.4g}"
+        return said
+
+
+@final
+@dataclass(frozen=True)
 class Answers:
     """What a score function may give instead of an array: NaN where there is no score, and why.
 
@@ -51,7 +77,8 @@ class Scorer:
         open: Gives the function, loading weights; called at the first use, so that naming a scorer costs nothing.
         scale: Gives, from the loaded function, by what a difference of scores is multiplied to be log-odds; None where
             the judge's authors state no probability.
-        account: Says, of the loaded function, what its answers have cost; None where they cost nothing.
+        spent: Gives, from the loaded function, what its answers have cost; None where they cost nothing.
+        prices: Of a million prompt and completion tokens, where they are known.
         blind: Whether it looks at the image only, so that no prompt is needed.
         towers: Whether the loaded function holds networks, whose precision its `cast` may lower.
         parts: Of what its score is made; the function gives `Answers` with a score of each.
@@ -63,7 +90,8 @@ class Scorer:
     preprocessing: str
     open: Callable[[], Score]
     scale: Callable[[Score], float] | None = None
-    account: Callable[[Score], str] | None = None
+    spent: Callable[[Score], Spent] | None = None
+    prices: tuple[float, ...] = ()
     blind: bool = False
     towers: bool = False
     parts: tuple[str, ...] = ()

@@ -15,12 +15,12 @@ from PIL.Image import Image
 from diffalign.manifest import write_atomically
 from diffalign.records import InputError, digest
 from diffalign.scorers import answers, checkpoints, local, questions
-from diffalign.scorers.base import Answers, Scorer
+from diffalign.scorers.base import Answers, Scorer, Spent
 from diffalign.scorers.comparisons import Comparison, both
 from diffalign.scorers.local import Local
 from diffalign.scorers.plain import CHAT, apart
 from diffalign.scorers.questions import Question
-from diffalign.scorers.server import Reply, Server, picture
+from diffalign.scorers.server import Reply, Server, Silence, picture
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,8 @@ def judge(place: str) -> Scorer:
         weights = checkpoints.revision(local.place_of(question.model))
         revision = digest(revision, weights, question.precision)
     found = Scorer(
-        f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), account=lambda f: f.account(),
-        parts=question.parts, towers=here,
+        f"judge:{name}", revision, "PNG, full size", lambda: Judge(question), spent=lambda f: f.spent,
+        prices=question.prices, parts=question.parts, towers=here,
     )  # fmt: skip
     return found.lowered() if here and question.precision == "bfloat16" else found
 
@@ -81,14 +81,14 @@ class Judge:
             self.server: Server | Local = local.Local(local.place_of(q.model), q.precision, q.concurrency)
         else:
             self.server = Server(q.url, q.key, q.concurrency, q.timeout, q.retries, pause or time.sleep)
-        self.requests = self.repeated = self.missing = self.prompt_tokens = self.completion_tokens = 0
+        self.spent = Spent()
 
     def cast(self, dtype: "torch.dtype") -> None:
         """Compute a model in this process in `dtype`."""
         self.server.cast(dtype)
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> Answers:
-        """Scores, (images,), NaN with a reason where the answer could not be read twice, or was refused."""
+        """Scores, (images,), NaN with a reason where the answer could not be read twice, was refused, or never came."""
         rubrics = self._rubrics(prompts) if self.question.form == "rubric" else {}
         asked, reads, values = [], [], {}
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
@@ -124,12 +124,7 @@ class Judge:
 
     def account(self) -> str:
         """What was asked and what it cost, in words."""
-        said = f"{self.requests} requests, {self.repeated} asked again, {self.missing} without an answer, "
-        said += f"{self.prompt_tokens} + {self.completion_tokens} tokens"
-        if self.question.prices:
-            cost = np.dot(self.question.prices, (self.prompt_tokens, self.completion_tokens)) / 1e6
-            said += f", cost {cost:.4g}"
-        return said
+        return self.spent.said(self.question.prices)
 
     def _words(self, prompt: str, rubric: Sequence[str] = ()) -> str:
         listed = "\n".join(f"{n}. {text}" for n, text in enumerate(rubric, 1))
@@ -194,15 +189,15 @@ class Judge:
              {"role": "user", "content": self.question.reminder}]
             for k in again
         ]  # fmt: skip
-        self.repeated += len(again)
         for key, reply in zip(again, self._send([self._body(m) for m in reminded]), strict=True):
             found[key] = self._read(reply, reads[first[key]])
-        self.missing += sum(isinstance(v, Exception) for v in found.values())
+        missing = sum(isinstance(v, Exception) for v in found.values())
+        self.spent += Spent(repeated=len(again), missing=missing)
         return [found[key] for key in keys]
 
-    def _worth(self, reply: Reply | str) -> bool:
-        """Whether an unreadable reply is worth a reminder: not where the server or the model refused."""
-        refused = isinstance(reply, str) or reply.refusal or reply.finish == "content_filter"
+    def _worth(self, reply: Reply | Silence) -> bool:
+        """Whether an unreadable reply is worth a reminder: not where there is none, or the model refused."""
+        refused = isinstance(reply, Silence) or reply.refusal or reply.finish == "content_filter"
         return bool(self.question.reminder) and not refused
 
     def _body(self, messages: list[dict]) -> dict:
@@ -215,18 +210,17 @@ class Judge:
             body |= {"logprobs": True, "top_logprobs": q.top_logprobs}
         return body | q.extra
 
-    def _send(self, bodies: Sequence[dict]) -> list[Reply | str]:
+    def _send(self, bodies: Sequence[dict]) -> list[Reply | Silence]:
         replies = self.server.ask(bodies)
-        self.requests += len(bodies)
-        self.prompt_tokens += sum(r.prompt_tokens for r in replies if isinstance(r, Reply))
-        self.completion_tokens += sum(r.completion_tokens for r in replies if isinstance(r, Reply))
+        self.spent = sum((reply.spent for reply in replies), self.spent)
         return replies
 
     @staticmethod
-    def _read(reply: Reply | str, read: Callable) -> float | str | tuple | answers.Unreadable:
+    def _read(reply: Reply | Silence, read: Callable) -> float | str | tuple | answers.Unreadable:
+        if isinstance(reply, Silence):
+            return answers.Unreadable(reply.reason)
         try:
-            return answers.Unreadable(f"the server refused ({reply})") if isinstance(reply, str) else (
-                answers.readable(reply, read))  # fmt: skip
+            return answers.readable(reply, read)
         except answers.Unreadable as error:
             return error
 

@@ -10,9 +10,10 @@ import PIL.Image
 
 from diffalign import decoding
 from diffalign.records import InputError
+from diffalign.scorers.base import Spent
 from diffalign.scorers.checkpoints import device, folder_of, locate, open_pretrained
 from diffalign.scorers.plain import apart, normaliser, pattern
-from diffalign.scorers.server import Reply
+from diffalign.scorers.server import Reply, Silence
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +61,9 @@ class Local:
         """Compute the model in `dtype`."""
         self.model.to(dtype)
 
-    def ask(self, bodies: Sequence[dict]) -> list[Reply | str]:
+    def ask(self, bodies: Sequence[dict]) -> list[Reply | Silence]:
         """The replies to request bodies as `Server.ask` takes them, in their order."""
-        found: list[Reply | str] = []
+        found: list[Reply | Silence] = []
         for start in range(0, len(bodies), self.batch):
             found += self._replies(bodies[start : start + self.batch])
         return found
@@ -74,11 +75,11 @@ class Local:
         parts = [self._generated(bodies[i : i + self.batch], 1)[1] for i in range(0, len(bodies), self.batch)]
         return torch.cat(parts).log_softmax(-1)
 
-    def _replies(self, bodies: Sequence[dict]) -> list[Reply | str]:
+    def _replies(self, bodies: Sequence[dict]) -> list[Reply | Silence]:
         most = max(body["max_tokens"] for body in bodies)
         ids, logits, asked = self._generated(bodies, most)
         ends = {self.words.eos_token_id, *_listed(self.model.generation_config.eos_token_id)}
-        found: list[Reply | str] = []
+        found: list[Reply | Silence] = []
         for n, body in enumerate(bodies):
             said = ids[n, : body["max_tokens"]].tolist()
             count = next((i for i, token in enumerate(said) if token in ends), len(said))
@@ -89,7 +90,8 @@ class Local:
                 listed = zip(best.indices.tolist(), best.values.tolist(), strict=True)
                 top = tuple((self.words.decode([token]), value) for token, value in listed)
             finish = "stop" if count < len(said) else "length"
-            found.append(Reply(text, top, finish, "", asked[n], min(count + 1, len(said))))
+            spent = Spent(requests=1, prompt_tokens=asked[n], completion_tokens=min(count + 1, len(said)))
+            found.append(Reply(text, top, finish, "", spent))
         return found
 
     def _generated(self, bodies: Sequence[dict], most: int) -> tuple["torch.Tensor", "torch.Tensor", list[int]]:

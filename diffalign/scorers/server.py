@@ -5,26 +5,31 @@ message. Threads wait, not this process's interpreter: a request is a POST and o
 """
 
 import base64
+import functools
 import http.client
 import io
 import json
+import operator
 import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from PIL.Image import Image
 
 from diffalign.records import InputError
-from diffalign.scorers.base import Unavailable
+from diffalign.scorers.base import Spent, Unavailable
 
 # What passes with time; any other status is the request's own fault.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _CLOSED = (401, 403, 404)
+# What is said of who asks, not of what is asked.
+_BUSY = (429, 529)
+_ONE = Spent(requests=1)
 _LONGEST_PAUSE, _LARGEST_ANSWER = 60.0, 16 << 20
 
 
@@ -36,16 +41,25 @@ class Reply:
     first: tuple[tuple[str, float], ...] | None = None
     finish: str = "stop"
     refusal: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    spent: Spent = _ONE
+
+
+@dataclass(frozen=True)
+class Silence:
+    """That the server gives no answer to one request, though it gives some to others: why."""
+
+    reason: str
+    spent: Spent = Spent()
 
 
 class _Fault(Exception):
     """One request failed; `after` says when the server wants to be asked again, in seconds."""
 
-    def __init__(self, message: str, *, passing: bool, after: float = 0.0) -> None:
+    def __init__(
+        self, message: str, *, passing: bool, busy: bool = False, after: float = 0.0, spent: Spent = _ONE
+    ) -> None:
         super().__init__(message)
-        self.passing, self.after = passing, after
+        self.passing, self.busy, self.after, self.spent = passing, busy, after, spent
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -79,40 +93,68 @@ class Server:
         if parts.username or parts.password:
             raise InputError(f"judge: the url holds a name or password; put the key into the variable {self.key}")
 
-    def ask(self, bodies: Sequence[dict]) -> list[Reply | str]:
-        """The replies to request bodies, in order; a text where the server refused that request alone, saying why.
+    def ask(self, bodies: Sequence[dict]) -> list[Reply | Silence]:
+        """The replies to request bodies, in order; Silence where the server refused that request alone, or failed at it
+        alone.
 
-        Raises Unavailable where the server cannot be asked at all: no connection, wrong key, no such model, a fault
-        that did not pass, or every request refused.
+        Raises Unavailable where the server cannot be asked at all: no connection, wrong key, no such model, too many
+        requests, a fault that did not pass while no other request was answered either, or every request refused.
         """
         if not bodies:
             return []
+        # one bad picture, or a server that takes none of these requests: a request without a picture tells
+        plain = bodies[0] | {"messages": [{"role": "user", "content": "Answer yes."}]}
+        others = [plain]
         with ThreadPoolExecutor(min(self.concurrency, len(bodies))) as pool:
-            futures = [pool.submit(self._patiently, body) for body in bodies]
+            futures = [pool.submit(self._patiently, body, others) for body in bodies]
             try:
                 found = [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if all(isinstance(reply, str) for reply in found):
-            # one bad picture, or a server that takes none of these requests: a request without a picture tells
-            plain = bodies[0] | {"messages": [{"role": "user", "content": "Answer yes."}]}
-            if isinstance(self._patiently(plain), str):
-                raise Unavailable(f"judge {self.url}: refuses every request ({found[0]})")
+        if all(isinstance(reply, Silence) for reply in found):
+            told = self._patiently(plain, [plain])
+            if isinstance(told, Silence):
+                raise Unavailable(f"judge {self.url}: answers no request: {found[0].reason}")
+            found[0] = replace(found[0], spent=found[0].spent + told.spent)
         return found
 
-    def _patiently(self, body: dict) -> Reply | str:
-        for attempt in range(self.retries + 1):
+    def _patiently(self, body: dict, others: list[dict]) -> Reply | Silence:
+        """What comes of a request; the last of `others` is a different one to try, those answered are added there."""
+        faults: list[_Fault] = []
+        while len(faults) <= self.retries:
             try:
-                return self._once(body)
+                found = self._once(body)
             except _Fault as fault:
+                faults.append(fault)
                 if not fault.passing:
-                    return str(fault)
-                if attempt == self.retries:
-                    message = f"judge {self.url}: {fault}, {attempt + 1} times; start or mend it and run this again"
-                    raise Unavailable(message) from None
-                self.pause(min(_LONGEST_PAUSE, max(fault.after, 0.5 * 2**attempt)))
-        raise AssertionError("unreachable")
+                    return _after(faults, Silence(f"the server refused ({fault})"))
+                if len(faults) <= self.retries:
+                    self.pause(min(_LONGEST_PAUSE, max(fault.after, 0.5 * 2 ** (len(faults) - 1))))
+            else:
+                others.append(body)
+                return _after(faults, found)
+        return self._alone(body, others[-1], faults)
+
+    def _alone(self, body: dict, other: dict, faults: list[_Fault]) -> Reply | Silence:
+        """What comes of a request that has failed to the end, where another one is answered now; else Unavailable."""
+        last = faults[-1]
+        try:
+            if last.busy:
+                raise last
+            told = self._once(other)
+            # the server may have come back just now: it fails at this request where it does so right after another one
+            try:
+                found: Reply | Silence = self._once(body)
+            except _Fault as fault:
+                if fault.busy:
+                    raise
+                faults = [*faults, fault]
+                found = Silence(f"the server answers others and fails at this one ({fault}, {len(faults)} times)")
+        except _Fault:
+            message = f"judge {self.url}: {last}, {len(faults)} times; start or mend it and run this again"
+            raise Unavailable(message) from None
+        return _after(faults, replace(found, spent=found.spent + told.spent))
 
     def _once(self, body: dict) -> Reply:
         key = os.environ.get(self.key, "")
@@ -143,7 +185,14 @@ class Server:
         if error.code in _CLOSED or 300 <= error.code < 400:
             hint = f" (the key is read from {self.key})" if error.code in (401, 403) else ""
             return Unavailable(f"judge {self.url}: {said}{hint}")
-        return _Fault(said, passing=error.code in _PASSING, after=_seconds(error.headers.get("Retry-After")))
+        after = _seconds(error.headers.get("Retry-After"))
+        return _Fault(said, passing=error.code in _PASSING, busy=error.code in _BUSY, after=after)
+
+
+def _after(faults: Sequence[_Fault], found: Reply | Silence) -> Reply | Silence:
+    """What was found after those faults, with all that was spent; the first request is no retry."""
+    spent = functools.reduce(operator.add, (fault.spent for fault in faults), found.spent)
+    return replace(found, spent=replace(spent, retried=spent.requests - 1))
 
 
 def _seconds(text: str | None) -> float:
@@ -168,17 +217,21 @@ def _whole(response: http.client.HTTPResponse, deadline: float) -> bytes:
 
 def reply(data: bytes) -> Reply:
     """The reply in the bytes of a chat completion; raises a fault that may pass where they are none."""
+    spent = _ONE
     try:
         whole = json.loads(data)
-        choice, usage = whole["choices"][0], whole.get("usage") or {}
+        usage = whole.get("usage") or {}
+        counts = {f"{part}_tokens": int(usage.get(f"{part}_tokens") or 0) for part in ("prompt", "completion")}
+        spent = replace(spent, **counts)
+        choice = whole["choices"][0]
         message = choice["message"]
-        counts = (int(usage.get(f"{part}_tokens") or 0) for part in ("prompt", "completion"))
         return Reply(
             str(message.get("content") or ""), _first(choice.get("logprobs")), str(choice.get("finish_reason")),
-            str(message.get("refusal") or ""), *counts,
+            str(message.get("refusal") or ""), spent,
         )  # fmt: skip
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _Fault(f"answers what is no chat completion ({type(error).__name__})", passing=True) from None
+        said = f"answers what is no chat completion ({type(error).__name__})"
+        raise _Fault(said, passing=True, spent=spent) from None
 
 
 def _first(logprobs: dict | None) -> tuple[tuple[str, float], ...] | None:

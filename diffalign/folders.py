@@ -19,9 +19,9 @@ from diffalign.manifest import Manifest, is_temporary, load, versions, write_ato
 from diffalign.records import TABLES, InputError, Record, optional, schema
 
 __all__ = [
-    "JUDGED", "MAIN", "Manifest", "begin", "changed", "check", "image_bytes", "image_rows", "is_whole", "keep_parts",
-    "leading", "lineage", "load", "open_folder", "parent", "part", "part_with", "read", "records", "texts", "verify",
-    "versions", "write_atomically", "write_part",
+    "JUDGED", "MAIN", "Manifest", "begin", "cells", "changed", "check", "image_bytes", "image_rows", "is_whole",
+    "keep_parts", "leading", "lineage", "load", "open_folder", "parent", "part", "part_with", "read", "records",
+    "texts", "verify", "versions", "write_atomically", "write_part",
 ]  # fmt: skip
 
 # Which table of a stage has one part a batch.
@@ -64,14 +64,20 @@ def _require_same(folder: Path, found: Manifest, manifest: Manifest) -> None:
     before, now = found.arguments, json.loads(json.dumps(manifest.arguments))
     for name in sorted(set(before) | set(now)):
         old, new = before.get(name), now.get(name)
-        grown = name in manifest.extends and isinstance(old, int) and isinstance(new, int) and new > old
-        if old != new and not grown:
+        if old != new and not (name in manifest.extends and _is_grown(old, new)):
             raise changed(folder, name, old, new)
     if len(found.parents) != len(manifest.parents):
         raise InputError(f"{folder}: was made from {len(found.parents)} folders, not {len(manifest.parents)}")
     for old, new in zip(found.parents, manifest.parents, strict=True):
         if old["fingerprint"] != new["fingerprint"]:
             raise InputError(f"{folder}: was made from another {old['path']}; choose another --out")
+
+
+def _is_grown(old: object, new: object) -> bool:
+    """Whether a number is larger; what comes to a table, and what leaves it, its stage has looked at."""
+    if isinstance(old, dict | None) and isinstance(new, dict | None):
+        return True
+    return isinstance(old, int) and isinstance(new, int) and new > old
 
 
 def changed(folder: Path, name: str, old: object, new: object) -> InputError:
@@ -107,6 +113,8 @@ def open_folder(folder: Path, *stages: str) -> Manifest:
         raise InputError(
             f"{folder}: {len(missing)} of {manifest.batches} parts are missing; run its `{manifest.stage}` again"
         )
+    if lacking := manifest.counts.get("lacking"):
+        raise InputError(f"{folder}: scores by {', '.join(lacking)} are missing; run its `{manifest.stage}` again")
     return manifest
 
 
@@ -138,6 +146,15 @@ def is_whole(folder: Path, table: str, index: int, expected: Mapping[str, Sequen
     except (InputError, FileNotFoundError):
         return False
     return all(found.column(name).to_pylist() == list(values) for name, values in expected.items())
+
+
+def cells(folder: Path, table: str, index: int, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The rows of batch `index` in the columns named; none where it is not on disk or not readable."""
+    try:
+        found = _read_part(part(folder, table, index), table, columns)
+    except (InputError, FileNotFoundError):
+        return []
+    return list(zip(*(column.to_pylist() for column in found.columns), strict=True))
 
 
 def leading(folder: Path, table: str, index: int, expected: Mapping[str, Sequence[Any]]) -> list[Record]:

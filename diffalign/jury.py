@@ -43,9 +43,9 @@ class Jury:
         # one object for all images of one file, as where they are read
         seen = {r.sha256: PIL.Image.fromarray(pictures[r.id]) for r in rows if r.id in pictures}
         cut = [Item(r.id, r.prompt_id, text, r.index, r.sha256) for r, text in zip(rows, texts, strict=True)]
-        kept, left = verdicts.begun(self.out, number, cut, self.judges)
+        known, left = verdicts.begun(self.out, number, cut, self.judges)
         if left and all(item.image in pictures for item in left):
-            verdicts.write(self.out, number, kept, left, [seen[item.picture] for item in left], self.judges)
+            verdicts.write(self.out, number, known, left, [seen[item.picture] for item in left], self.judges)
 
     def conclude(self) -> str:
         """Judge what was not seen, from the folder of the images, as `score` does; its summary line."""
@@ -67,8 +67,9 @@ def convened(
         raise InputError(f"scores = {out}: is the folder of the images; expected another one")
     judges = tuple(scoring.opened(names, "float32"))
     parent = {"path": os.path.relpath(images.resolve(), out.resolve()), "fingerprint": drawn.fingerprint}
-    manifest = replace(scoring.manifest({}, (parent,), judges, batch), batches=-(-sum(sizes) // batch))
+    manifest = replace(scoring.manifest(out, {}, (parent,), judges, batch), batches=-(-sum(sizes) // batch))
     folders.check(out, manifest)
+    manifest = replace(manifest, counts=scoring.unfinished(out, manifest))
     whole = [n for n, start in enumerate(accumulate(sizes[:-1], initial=0)) if start == n * batch]
     parts = frozenset(n for n in whole if sizes[n] == batch or n == len(sizes) - 1)
     return Jury(images, out, manifest, judges, batch, parts)

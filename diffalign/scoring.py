@@ -4,9 +4,10 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ def score(
     batch: int = 32,
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> str:
-    """Judge images with one or more scorers; the same command again judges only what is missing.
+    """Judge images with one or more scorers; the same command again judges only what is missing, as does one that names
+    more of them. One that names fewer deletes nothing.
 
     Each picture is decoded once for all scorers, and seen once however many prompts it has. One that cannot be read or
     judged gets no value, but a reason; the others are kept. An animated one is its first frame. Beside the records lies
@@ -58,18 +60,19 @@ def score(
 def judged(images: Path, judges: Sequence[Scorer], out: Path, batch: int) -> str:
     """What `score` does, by scorers that are there; its summary line."""
     source = inputs.find(images, out)
-    made = manifest(source.arguments, source.parents, judges, batch)
+    made = manifest(out, source.arguments, source.parents, judges, batch)
     with processes.together() as wait:
         counts = _stored(source, out, made, judges)
         wait()
         items = source.items(out)
         _require_prompts(images, items, judges)
         cuts = _cuts(items, batch)
-        todo = [n for n in _mine(len(cuts)) if not folders.is_whole(out, "scores", n, verdicts.keys(cuts[n], judges))]
+        todo = [n for n in _mine(len(cuts)) if not verdicts.is_whole(out, n, cuts[n], judges)]
         for judge in judges if todo else ():
             _ = judge.function  # a scorer that cannot be loaded ends the command before anything is written
         if processes.place()[0] == 0:
-            folders.begin(out, replace(made, batches=len(cuts), counts=counts))
+            made = replace(made, batches=len(cuts))
+            folders.begin(out, replace(made, counts=counts | unfinished(out, made)))
             if not source.tables:
                 inputs.store(source, out)
             folders.keep_parts(out, "scores", len(cuts))
@@ -80,15 +83,46 @@ def judged(images: Path, judges: Sequence[Scorer], out: Path, batch: int) -> str
         rank, world = processes.place()
         if rank:
             return f"process {rank + 1} of {world}: {len(todo)} batches done"
-        return costs + _finish(out, cuts, judges, counts)
+        return costs + _finish(out, cuts, made, counts)
 
 
 def manifest(
-    arguments: dict[str, Any], parents: tuple[dict[str, str], ...], judges: Sequence[Scorer], batch: int
+    out: Path, arguments: dict[str, Any], parents: tuple[dict[str, str], ...], judges: Sequence[Scorer], batch: int
 ) -> folders.Manifest:
-    """What `diffalign.json` says of scores by these judges, but for how many batches there are."""
+    """What `diffalign.json` says of scores by these judges beside those in `out`, but for how many batches there are.
+
+    Who came later is `added`, which no child of the folder minds, and forgotten where it has judged nothing and is not
+    named again. Raises InputError where a scorer is another one now.
+    """
     named = {j.name: [j.revision, j.preprocessing] for j in judges}
-    return folders.Manifest("score", arguments | {"scorers": named, "batch": batch}, 1, parents, extends=("images",))
+    first, added = named, {}
+    if (out / "diffalign.json").exists() and folders.load(out).stage == "score":
+        before = folders.load(out).arguments
+        first, added = before["scorers"], before.get("added", {})
+    if away := (first | added).keys() - named.keys():
+        heard = folders.read(out, "scores", ["scorer"])["scorer"].unique().to_pylist()
+        away -= set(map(scorers.judge_of, heard))
+    if away & first.keys():
+        raise folders.changed(out, "scorers", ", ".join(first), ", ".join(named))
+    for name, now in named.items():
+        for field, old, new in zip(("revision", "preprocessing"), (first | added).get(name, now), now, strict=True):
+            if old != new:
+                raise folders.changed(out, f"{field} of {name}", old, new)
+    added = {name: old for name, old in added.items() if name not in away}
+    added |= {name: now for name, now in named.items() if name not in first}
+    asked = arguments | {"scorers": first, "batch": batch} | ({"added": added} if added else {})
+    return folders.Manifest("score", asked, 1, parents, extends=("images", "added"))
+
+
+def unfinished(out: Path, made: folders.Manifest) -> dict[str, Any]:
+    """Which scorers not every image of a begun folder has a score by, those added now included, for its counts."""
+    if not (out / "diffalign.json").exists():
+        return {}
+    before = folders.load(out)
+    added = made.arguments.get("added", {}).keys()
+    begun = set(before.counts.get("lacking", ())) & (made.arguments["scorers"].keys() | added)
+    lacking = sorted(begun | (added - before.arguments.get("added", {}).keys()))
+    return {"lacking": lacking} if lacking else {}
 
 
 def _stored(source: Source, out: Path, made: folders.Manifest, judges: Sequence[Scorer]) -> dict[str, Any]:
@@ -100,6 +134,7 @@ def _stored(source: Source, out: Path, made: folders.Manifest, judges: Sequence[
             _LOG.warning(line)
         return lost
     known = folders.load(out).counts if (out / "diffalign.json").exists() else {}
+    known = {name: count for name, count in known.items() if name != "lacking"}
     if "rows" in known or processes.place()[0]:
         return known
     for judge in judges:
@@ -203,38 +238,46 @@ def _decode(data: bytes) -> PIL.Image.Image | str:
         return verdicts.said(error)
 
 
-def _why(judges: Sequence[Scorer], reasons: Sequence[str | None]) -> str | None:
-    """Why scores of one image are missing; `reasons` are of all names of all judges. Who gave one is said of several,
-    but where all of them say the same, as of a picture that cannot be read.
+def _why(reasons: Mapping[str, str | None]) -> str | None:
+    """Why scores of one image are missing, of those by all names. Who gave a reason is said of several, but where all
+    of them say the same, as of a picture that cannot be read.
     """
-    names = [judge.name for judge in judges for _ in judge.names]
-    if len(judges) == 1 or len(set(reasons)) == 1:
-        return reasons[0]
-    said = {name: reason for name, reason in zip(names, reasons, strict=True) if reason}
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    said = {scorers.judge_of(name): reason for name, reason in reasons.items() if reason}
     return "; ".join(f"{name}: {reason}" for name, reason in said.items()) or None
 
 
-def _finish(out: Path, cuts: Sequence[Sequence[Item]], judges: Sequence[Scorer], counts: dict[str, Any]) -> str:
-    """Write `scores.csv`; the summary line."""
-    known: dict[str, list[float]] = {name: [] for judge in judges for name in judge.names}
-    missing, first = 0, ""
+def _finish(out: Path, cuts: Sequence[Sequence[Item]], made: folders.Manifest, counts: dict[str, Any]) -> str:
+    """Write `scores.csv` of all scorers of the folder, named now or before; the summary line."""
+    table = folders.read(out, "scores", ["image_id", "scorer", "value", "reason"])
+    known: dict[str, list[float]] = {name: [] for name in table["scorer"].unique().to_pylist()}
+    missing, first, lacking = 0, "", set()
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["prompt", "index", "file", "image_id", *known, "reason"])
-    table = folders.read(out, "scores", ["value", "reason"])
-    rows: Iterable[tuple[float | None, str | None]] = zip(*(c.to_pylist() for c in table.columns), strict=True)
-    rows = iter(rows)
-    for item in (item for cut in cuts for item in cut):
-        found = [next(rows) for _ in known]
-        why = _why(judges, [reason for _, reason in found])
-        writer.writerow([item.text, item.index, item.file, item.image, *(value for value, _ in found), why])
-        for name, (value, _) in zip(known, found, strict=True):
+    rows: Iterable[tuple[str, str, float | None, str | None]]
+    rows = zip(*(c.to_pylist() for c in table.columns), strict=True)
+    groups = groupby(rows, lambda row: row[0])
+    for item, (_, group) in zip((item for cut in cuts for item in cut), groups, strict=True):
+        found = {name: (value, reason) for _, name, value, reason in group}
+        why = _why({name: reason for name, (_, reason) in found.items()})
+        values = {name: value for name, (value, _) in found.items()}
+        writer.writerow([item.text, item.index, item.file, item.image, *map(values.get, known), why])
+        for name, value in values.items():
             if value is not None:
                 known[name].append(value)
-        missing, first = missing + sum(value is None for value, _ in found), first or why or ""
+        missing, first = missing + sum(value is None for value in values.values()), first or why or ""
+        lacking |= known.keys() - values.keys()
+    lacking |= (made.arguments["scorers"] | made.arguments.get("added", {})).keys() - known.keys()
+    without = sorted({scorers.judge_of(name) for name in lacking})
+    counts = counts | ({"lacking": without} if without else {})
+    if folders.load(out).counts != counts:
+        folders.begin(out, replace(made, counts=counts))
     folders.write_atomically(out / "scores.csv", sink.getvalue().encode())
     said = [f"{n} (mean {np.mean(v):.4g})" if v else f"{n} (no value)" for n, v in known.items()]
     note = f"; {missing} values missing (first: {first})" if missing else ""
+    note += f"; not all have scores by {', '.join(without)}, name it again" if without else ""
     lost = counts.get("left_out", 0)
     note += (
         f"; {lost} {'rows' if 'rows' in counts else 'files'} left out (first: {counts['first_left_out']})"

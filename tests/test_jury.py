@@ -10,6 +10,7 @@ from commands import contents, launched
 
 from diffalign import scoring
 from diffalign.drawing import Artist, Drawn
+from diffalign.folders import load
 from diffalign.records import InputError
 from diffalign.sampling import sample
 from diffalign.scoring import score
@@ -137,6 +138,24 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(models: dict[str, Pa
             sample(**asked, **changes)
     assert not (place / "out").exists()
     assert not (place / "s").exists()
-    sample(**asked, scorer=("gold",), scores=place / "s")
-    with pytest.raises(InputError, match="was made with scorers = "):
-        sample(**asked, scorer=("gold_right",), scores=place / "s")
+    sample(**asked, scorer=(f"{place}/mine.py:bright",), scores=place / "s")
+    (place / "mine.py").write_text(SCORER + "\n# other code\n")
+    with pytest.raises(InputError, match=r"s: was made with revision of mine\.py:bright = '"):
+        sample(**asked, scorer=(f"{place}/mine.py:bright",), scores=place / "s")
+
+
+def test_a_scorer_joins_the_jury(models: dict[str, Path], place: Path) -> None:
+    """Of what was drawn before too; until then the scores are not whole."""
+    asked = {"model": str(models["sdxl"]), "prompts": place / "prompts.jsonl", "out": place / "images", "steps": 1}
+    sample(**asked, scorer=("gold",), scores=place / "s", per_prompt=1, batch=3)
+    (place / "bad.py").write_text("def f(images, prompts):\n    raise RuntimeError('no')\n")
+    with pytest.raises(InputError, match="RuntimeError: no"):
+        sample(**asked, scorer=("gold", f"{place}/bad.py:f"), scores=place / "s", per_prompt=2, batch=3)
+    assert load(place / "s").counts == {"lacking": ["bad.py:f"]}
+    sample(**asked, scorer=("gold",), scores=place / "s", per_prompt=2, batch=3)
+    assert load(place / "s").counts == {}, "who has judged nothing is forgotten"
+    names = ("gold", f"{place}/mine.py:bright")
+    sample(**asked, scorer=names, scores=place / "s", per_prompt=3, batch=3)
+    score(place / "images", scorer=names, out=place / "later", batch=3)
+    found = contents(place / "s")
+    assert {k: v for k, v in contents(place / "later").items() if found[k] != v}.keys() == {"diffalign.json"}

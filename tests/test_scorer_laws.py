@@ -175,7 +175,7 @@ def test_work_is_counted_in_unique_images_and_prompts(
     assert {s.preprocessing for s in folders.records(tmp_path / "low", "scores")} == {
         "PIL bicubic, floor crop, bfloat16 towers", "PIL bicubic, rounded crop, bfloat16 towers",
     }  # fmt: skip
-    with pytest.raises(InputError, match="was made with scorers = "):
+    with pytest.raises(InputError, match="was made with preprocessing of "):
         scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "scores", batch=4, precision="bfloat16")
 
 

@@ -191,8 +191,6 @@ def test_other_arguments_are_refused(tmp_path: Path, mine: Counter) -> None:
     before = contents(out)
     with pytest.raises(InputError, match="made with batch = 32, not 16"):
         scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out, batch=16)
-    with pytest.raises(InputError, match="made with scorers = "):
-        scoring.score(tmp_path / "images", scorer=(mine.name("reddish"),), out=out)
     shutil.rmtree(tmp_path / "images")
     worlds.images(tmp_path / "images")
     with pytest.raises(InputError, match="made from another ../images"):
@@ -201,6 +199,98 @@ def test_other_arguments_are_refused(tmp_path: Path, mine: Counter) -> None:
         scoring.score(out, scorer=(mine.name("brightness"),), out=tmp_path / "more")
     assert contents(out) == before
     assert not (tmp_path / "more").exists()
+
+
+def without_manifest(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(folder).items() if name != "diffalign.json"}
+
+
+def test_more_scorers_are_added_and_fewer_delete_nothing(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=3, broken=(1,))
+    out, (bright, red) = tmp_path / "scores", map(mine.name, ("brightness", "reddish"))
+    scoring.score(tmp_path / "images", scorer=(bright,), out=out, batch=5)
+    child = folders.parent(tmp_path / "pairs", out)
+    mine.calls()
+    said = scoring.score(tmp_path / "images", scorer=(bright, red), out=out, batch=5)
+    assert mine.calls() == ["reddish 4", "reddish 4"]
+    assert said == scoring.score(tmp_path / "images", scorer=(bright, red), out=tmp_path / "both", batch=5).replace(
+        "/both", "/scores"
+    )
+    assert without_manifest(out) == without_manifest(tmp_path / "both")
+    assert folders.parent(tmp_path / "pairs", out) == child, "pairs of before are still its children"
+    whole = contents(out)
+    mine.calls()
+    for names in ((bright,), (red,), (red, bright)):
+        assert scoring.score(tmp_path / "images", scorer=names, out=out, batch=5) == said
+        assert mine.calls() == []
+        assert contents(out) == whole
+    drawn(tmp_path / "images", per_prompt=4, broken=(1,))
+    said = scoring.score(tmp_path / "images", scorer=(bright,), out=out, batch=5)
+    assert mine.calls() == ["brightness 1", "brightness 2"]
+    assert "; not all have scores by mine.py:reddish, name it again; " in said
+    with pytest.raises(InputError, match="scores: scores by mine.py:reddish are missing; run its `score` again"):
+        folders.open_folder(out, "score")
+    scoring.score(tmp_path / "images", scorer=(red,), out=out, batch=5)
+    assert mine.calls() == ["reddish 1", "reddish 2"]
+    scoring.score(tmp_path / "images", scorer=(bright, red), out=tmp_path / "more", batch=5)
+    assert without_manifest(out) == without_manifest(tmp_path / "more")
+    assert folders.open_folder(out, "score").counts == {}
+
+
+def test_scorers_that_are_being_added(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=3)
+    out, names = tmp_path / "scores", (mine.name("reddish"), mine.name("dies"))
+    scoring.score(tmp_path / "images", scorer=names[:1], out=out, batch=2)
+    mine.calls()
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(tmp_path / "images", scorer=names, out=out, batch=2)
+    assert mine.calls() == ["dies 2", "brightness 2", "dies 2"]
+    with pytest.raises(InputError, match="scores by mine.py:dies are missing"):
+        folders.open_folder(out, "score")
+    mine.path.with_suffix(".log").write_text("\n" * 5)
+    scoring.score(tmp_path / "images", scorer=names, out=out, batch=2)
+    assert [c for c in mine.calls() if c.startswith(("dies", "reddish"))] == ["dies 2"] * 3 + ["dies 1"]
+    mine.path.with_suffix(".log").write_text("\n" * 5)
+    scoring.score(tmp_path / "images", scorer=names, out=tmp_path / "both", batch=2)
+    assert without_manifest(out) == without_manifest(tmp_path / "both")
+    assert folders.open_folder(out, "score").batches == 5
+
+
+def test_scorers_that_have_judged_nothing(tmp_path: Path, mine: Counter) -> None:
+    """An added one is forgotten where it is not named again; one of the first makes another folder."""
+    drawn(tmp_path / "images", per_prompt=1)
+    (tmp_path / "bad.py").write_text("def f(images, prompts):\n    raise RuntimeError('no')\n")
+    bright, bad = (mine.name("brightness"),), (f"{tmp_path / 'bad.py'}:f",)
+    out = tmp_path / "scores"
+    scoring.score(tmp_path / "images", scorer=bright, out=out)
+    before = contents(out)
+    with pytest.raises(InputError, match="RuntimeError: no"):
+        scoring.score(tmp_path / "images", scorer=bad, out=out)
+    with pytest.raises(InputError, match=r"scores by bad\.py:f are missing"):
+        folders.open_folder(out, "score")
+    scoring.score(tmp_path / "images", scorer=bright, out=out)
+    assert contents(out) == before
+    with pytest.raises(InputError, match="RuntimeError: no"):
+        scoring.score(tmp_path / "images", scorer=bad, out=tmp_path / "none")
+    with pytest.raises(InputError, match=r"was made with scorers = 'bad\.py:f', not 'mine\.py:brightness'; choose "):
+        scoring.score(tmp_path / "images", scorer=bright, out=tmp_path / "none")
+
+
+def test_a_scorer_that_is_another_one_now_is_refused(tmp_path: Path, mine: Counter) -> None:
+    drawn(tmp_path / "images", per_prompt=1)
+    out = tmp_path / "scores"
+    scoring.score(tmp_path / "images", scorer=(mine.name("brightness"),), out=out)
+    scoring.score(tmp_path / "images", scorer=(mine.name("reddish"),), out=out)
+    before, revision = contents(out), folders.records(out, "scores")[0].revision
+    mine.path.write_text(COUNTING + "\n# other code\n")
+    for name in ("brightness", "reddish"):
+        with pytest.raises(InputError) as caught:
+            scoring.score(tmp_path / "images", scorer=("gold", mine.name(name)), out=out)
+        said = f"{out}: was made with revision of mine.py:{name} = '{revision}', not '"
+        assert str(caught.value).startswith(said)
+        assert str(caught.value).endswith("'; choose another --out or the old value")
+        assert "\n" not in str(caught.value)
+    assert contents(out) == before
 
 
 def test_scorers_are_told_apart(tmp_path: Path, mine: Counter) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import tiny_scorers
+import tiny_vlm
 import torch
 import worlds
 
 from diffalign import scorers
 from diffalign.places import asset
 from diffalign.records import InputError
-from diffalign.scorers import pixels
+from diffalign.scorers import Scorer, hpsv3, pixels
 
 NAMES = ("pickscore", "clipscore", "hpsv2", "hpsv2_aliased", "imagereward", "aesthetic", "aesthetic_v2.5", "icthp",
          "mps", "shapes_clip", "trained")  # fmt: skip
@@ -102,6 +103,89 @@ def test_smooth_pixels_miss_only_the_rounding(resize: pixels.Preprocess, picture
         assert float((exact - smooth).abs().max()) < 1.1 / 255 / 0.26
     x = tensors(pictures)
     assert torch.equal(pixels.through(resize, x), torch.stack([resize(image) for image in pictures]))
+
+
+# --- judges that are vision-language models
+
+
+@pytest.fixture(scope="module")
+def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    place = tmp_path_factory.mktemp("vlms")
+    file, base, _, _ = tiny_vlm.hpsv3(place / "hpsv3")
+    return {"hpsv3": f"hpsv3={file},{base}", "vqascore": f"vqascore={tiny_vlm.folder(place / 'vlm', loud=8.0)}"}
+
+
+@pytest.fixture(params=["hpsv3", "vqascore"])
+def vlm(request: pytest.FixtureRequest, vlms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Scorer:
+    monkeypatch.setattr(hpsv3, "PIXELS", 9 * 64)
+    return scorers.load(vlms[request.param])
+
+
+def test_vlms_value_is_the_exact_modes_and_uphill_is_better(vlm: Scorer, pictures: list[PIL.Image.Image]) -> None:
+    exact, x = vlm(pictures, TEXTS), tensors(pictures)
+    given = x.clone().requires_grad_()
+    value = vlm.differentiable(given, TEXTS)
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    np.testing.assert_allclose(value.detach().numpy(), exact, **close)
+    near = vlm.differentiable((x + 0.4 / 255).clamp(0, 1), TEXTS).detach().numpy()
+    np.testing.assert_allclose(near, exact, **close, err_msg="pixels are rounded to 8 bits")
+    (uphill,) = torch.autograd.grad(value.sum(), given)
+    stepped = (x + 4 / 255 * uphill.sign()).clamp(0, 1)
+    assert (vlm([pixels.rounded(one) for one in stepped], TEXTS) > exact).all(), "uphill is better in the exact mode"
+    assert all(float(one.abs().max()) > 0 for one in uphill)
+    singles = [vlm.differentiable(x[n : n + 1], TEXTS[n : n + 1]).item() for n in range(3)]
+    np.testing.assert_allclose(singles, exact, **close)
+
+
+def test_vlms_gradient_is_that_of_pixels_which_miss_only_the_rounding(
+    vlm: Scorer, pictures: list[PIL.Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    # the smooth pixels alone, of which differences have a meaning
+    monkeypatch.setattr(pixels, "straight", lambda exact, smooth: seen.append((exact, smooth)) or smooth)
+    given = tensors(pictures).requires_grad_()
+    (slope,) = torch.autograd.grad(vlm.differentiable(given, TEXTS).sum(), given)
+    assert seen
+    for exact, smooth in seen:
+        # rounded once along each axis: two 8-bit levels, in units of the smallest deviation
+        assert float((exact - smooth).detach().abs().max()) < 2 / 255 / 0.26
+    for n, (one, up) in enumerate(zip(given.detach(), slope, strict=True)):
+        way = 0.3 * up / up.norm()
+        ends = [vlm.differentiable((one + sign * way)[None], [TEXTS[n]]).item() for sign in (1, -1)]
+        # the models normalise in float32, so that steps cannot be short
+        assert (ends[0] - ends[1]) / 2 == pytest.approx(float((up * way).sum()), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (32, 8)])
+def test_patches_are_qwen2_vls(size: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(noise)
+    how = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2)
+    wanted = how(image, do_resize=False, return_tensors="pt")["pixel_values"]
+    found = pixels.patched(pixels.normalised(pixels.unit(image), how.image_mean, how.image_std), 4, 2, 2)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-7)
+
+
+def test_other_vlms_have_no_gradient(vlms: dict[str, str]) -> None:
+    from transformers import CLIPImageProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    class Mine(Qwen2VLImageProcessor):
+        pass
+
+    judge = scorers.load(vlms["vqascore"])
+    processor = judge.function.local.processor
+    for other, said in (
+        (CLIPImageProcessor(), "its image processor CLIPImageProcessor has no gradient here"),
+        (Mine(), "its image processor Mine has no gradient here"),
+        (Qwen2VLImageProcessor(resample=2), "does not resize as Qwen2-VL's"),
+        (Qwen2VLImageProcessor(do_normalize=False), "does not resize as Qwen2-VL's"),
+    ):
+        processor.image_processor = other
+        with pytest.raises(InputError, match=said):
+            judge.differentiable(torch.zeros(1, 3, 24, 24), ["a red circle"])
 
 
 def test_judges_without_a_gradient_say_so() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from diffalign import folders, judging, scorers, scoring
 from diffalign.records import InputError
-from diffalign.scorers import hpsv3, vqascore
+from diffalign.scorers import Answers, hpsv3, vqascore
 from diffalign.scorers.judge import Judge, configured
 from diffalign.scorers.local import Local
 from diffalign.scorers.server import Reply, picture
@@ -197,11 +197,12 @@ def test_hpsv3_is_the_head_at_the_reward_token(
     path, base, model, head = tiny_vlm.hpsv3(tmp_path, layout=layout)
     judge = scorers.load(f"hpsv3={path},{base}")
     whole = is_of_one_image_and_prompt(judge, pictures, **CLOSE)
+    deviations = judge.function(pictures, TEXTS).deviations
     processor = AutoProcessor.from_pretrained(base)
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|Reward|>"]})
     reward = processor.tokenizer.convert_tokens_to_ids("<|Reward|>")
     shipped = (Path(hpsv3.__file__).parent / "prompts" / "hpsv3.txt").read_text()
-    for value, image, text in zip(whole, pictures, TEXTS, strict=True):
+    for value, deviation, image, text in zip(whole, deviations, pictures, TEXTS, strict=True):
         image = image.resize(hpsv3.sides(*image.size, 8), PIL.Image.Resampling.BICUBIC)
         words = shipped.replace("{prompt}", text)
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}
@@ -215,11 +216,47 @@ def test_hpsv3_is_the_head_at_the_reward_token(
                 input_ids=ids, position_ids=position, pixel_values=given["pixel_values"],
                 image_grid_thw=given["image_grid_thw"],
             ).last_hidden_state  # fmt: skip
-            assert value == pytest.approx(float(head(hidden[ids == reward])[0, 0]), abs=2e-5)
+            mean, log_deviation = head(hidden[ids == reward])[0].tolist()
+        assert value == pytest.approx(mean, abs=2e-5)
+        assert deviation == pytest.approx(math.exp(log_deviation), rel=1e-4)
     assert judge.function.tokens("<|Reward|><|im_end|>", 4).count(reward) == 1
     low = judge.lowered()
     assert np.abs(low(pictures, TEXTS) - whole).max() < 0.1 * max(1.0, np.abs(whole).max())
     assert low.function.head[0].weight.dtype == torch.float32
+
+
+def test_hpsv3s_probability_is_the_mean_over_both_deviations(
+    tmp_path: Path, pictures: list[PIL.Image.Image], small: None
+) -> None:
+    path, base, _, _ = tiny_vlm.hpsv3(tmp_path)
+    judge = scorers.load(f"hpsv3={path},{base}")
+
+    def probability(a: list[float], s: list[float], b: list[float], t: list[float]) -> np.ndarray:
+        given = [Answers(np.array(m), (None,) * len(m), deviations=np.array(d)) for m, d in ((a, s), (b, t))]
+        found = judge.probability(*given)
+        np.testing.assert_allclose(found + judge.probability(*given[::-1]), 1, rtol=1e-12)
+        return found
+
+    # by another rule, which is exact for so small deviations
+    nodes, weights = np.polynomial.hermite_e.hermegauss(180)
+    mean, first, second = (
+        np.array([0.0, 0.7, -3.0, 12.0]),
+        np.array([0.1, 1.2, 0.5, 1.0]),
+        np.array([1.0, 0.9, 0.0, 1.5]),
+    )
+    z = mean[:, None] + np.hypot(first, second)[:, None] * nodes
+    wanted = (weights / (1 + np.exp(-z))).sum(1) / weights.sum()
+    np.testing.assert_allclose(probability(mean + 5, first, [5.0] * 4, second), wanted, rtol=1e-9)
+    np.testing.assert_allclose(probability([2.0], [0.0], [0.5], [0.0]), 1 / (1 + math.exp(-1.5)), rtol=1e-12)
+    # where nothing is sure, only the sign of a draw counts
+    vague = 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))
+    np.testing.assert_allclose(probability([2e4], [4e4], [0.0], [0.0]), vague, atol=1e-4)
+    both = [judge.function([p], ["a red circle"]) for p in pictures[:2]]
+    found = judge.probability(*both)[0]
+    plain = 1 / (1 + math.exp(float(both[1].values[0] - both[0].values[0])))
+    assert abs(found - 0.5) < abs(plain - 0.5), "what is not sure is nearer to a half"
+    with pytest.raises(InputError, match="a probability needs deviations; give it what `function` gave"):
+        judge.probability(judge(pictures[:1], ["a"]), judge(pictures[1:2], ["a"]))
 
 
 def test_hpsv3_sizes_are_those_of_the_authors() -> None:

@@ -1,6 +1,7 @@
 """What a scorer is: any callable (images, prompts) -> one number an image, and how records name it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,12 +55,14 @@ class Spent:
 class Answers:
     """What a score function may give instead of an array: NaN where there is no score, and why.
 
-    `parts`: of a scorer with parts, the score of each, (images, parts).
+    `parts`: of a scorer with parts, the score of each, (images, parts). `deviations`: of a judge that says how sure it
+    is, the standard deviation of each score, (images,).
     """
 
     values: np.ndarray
     reasons: tuple[str | None, ...]
     parts: np.ndarray | None = None
+    deviations: np.ndarray | None = None
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype)
@@ -83,6 +86,7 @@ class Scorer:
         towers: Whether the loaded function holds networks, whose precision its `cast` may lower.
         parts: Of what its score is made; the function gives `Answers` with a score of each.
         understands: Raises InputError for a prompt that it cannot judge by; None where any will do.
+        deviates: Whether the function gives `Answers` with the deviation of each score, which a probability needs.
     """
 
     name: str
@@ -96,6 +100,7 @@ class Scorer:
     towers: bool = False
     parts: tuple[str, ...] = ()
     understands: Callable[[str], object] | None = None
+    deviates: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,26 +137,32 @@ class Scorer:
         return dataclasses.replace(self, preprocessing=said, open=opened, towers=False)
 
     def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
-        """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient; see `Networks`.
+        """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient; see `Differentiable`.
 
         Raises InputError for a judge that has none.
         """
-        from diffalign.scorers.networks import Networks
+        from diffalign.scorers.networks import Differentiable
 
-        if not isinstance(self.function, Networks):
+        if not isinstance(self.function, Differentiable):
             raise InputError(f"scorer {self.name}: has no gradient with respect to the pixels")
         return self.function.differentiable(pixels, prompts)
 
-    def probability(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """P(first is better) = 1 / (1 + exp(-scale · (first - second))) of scores, by the judge's own temperature.
+    def probability(self, first: np.ndarray | Answers, second: np.ndarray | Answers) -> np.ndarray:
+        """P(first is better) = 1 / (1 + exp(-scale · (first - second))) of scores, by the judge's own temperature; of a
+        judge that gives deviations, its mean over normal scores, which takes what `function` gave instead of scores.
 
         Raises InputError for a judge whose authors state none: fit one on held-out preferences.
         """
         if self.scale is None:
             raise InputError(f"scorer {self.name}: states no temperature, so a difference of scores is no probability")
-        difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-        # 1 / (1 + exp(-x)) in the form that does not overflow
-        return 0.5 * (1 + np.tanh(0.5 * self.scale(self.function) * difference))
+        scale = self.scale(self.function)
+        difference = scale * (np.asarray(first, np.float64) - np.asarray(second, np.float64))
+        if not self.deviates:
+            return _sigmoid(difference)
+        both = [given.deviations for given in (first, second) if isinstance(given, Answers)]
+        if len(both) < 2 or any(one is None for one in both):
+            raise InputError(f"scorer {self.name}: a probability needs deviations; give it what `function` gave")
+        return _blurred(difference, scale * np.hypot(*both))
 
     def checked(self, given: object, count: int) -> np.ndarray:
         """What the function gave for `count` images, as float64; raises InputError where it is something else."""
@@ -162,3 +173,20 @@ class Scorer:
         if values.shape != (count,):
             raise InputError(f"scorer {self.name}: gave shape {values.shape}, expected {(count,)}")
         return values
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), in the form that does not overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _blurred(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """E sigmoid(z), z ~ N(mean, deviation²), float64, by the trapezoidal rule over nine deviations on both sides.
+
+    Its points lie at most half a unit apart up to a deviation of 100, where it is exact to ten digits.
+    """
+    widest = float(min(100.0, deviation.max(initial=0.0)))
+    points = np.linspace(-9, 9, 1 + 2 * math.ceil(9 * max(4.0, 2 * widest)))
+    weight = np.exp(-0.5 * points**2)
+    total = sum(w * _sigmoid(mean + point * deviation) for w, point in zip(weight, points, strict=True))
+    return total / weight.sum()

@@ -1,4 +1,4 @@
-"""HPSv3: Qwen2-VL with a head at one token, trained on HPDv3 with an uncertainty that scoring does not use."""
+"""HPSv3: Qwen2-VL with a head at one token, of a score and of how sure it is, trained on HPDv3."""
 
 import math
 import re
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import PIL.Image
 
 from diffalign.decoding import flat
-from diffalign.scorers.base import Scorer
+from diffalign.scorers.base import Answers, Scorer
 from diffalign.scorers.checkpoints import device, file_in, fit_all, locate, read, revision, split
+from diffalign.scorers.networks import Differentiable
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +30,21 @@ def hpsv3(place: str) -> Scorer:
 
     `place` is "FILE" or "FILE,BASE": the official HPSv3.safetensors, its folder or a hub id, and a folder or hub id
     with configuration, tokenizer and image processor of Qwen2-VL-7B-Instruct (default: the hub cache); BASE's weights
-    are not read. The authors run it with `--precision bfloat16`. Its P(first is better) needs both deviations, which
-    scores do not hold. Source: Ma et al. 2025 (HPSv3), section 4; its instruction is part of the model's input.
+    are not read. The authors run it with `--precision bfloat16`. P(first is better) = E sigmoid(z), z ~ N(difference,
+    σ₁² + σ₂²), which the authors draw in training and is integrated here; σ is what `function` gives beside the score.
+    Source: Ma et al. 2025 (HPSv3), section 4; its instruction is part of the model's input.
     """
     file, base = split(place, 2)
     path = file_in(locate(file, OFFICIAL, (FILE,)), FILE)
     folder = locate(base, BASE, _BASE)
-    return Scorer("hpsv3", revision(path), f"PIL bicubic to {PIXELS} pixels", lambda: Hpsv3(path, folder), towers=True)
+    return Scorer(
+        "hpsv3", revision(path), f"PIL bicubic to {PIXELS} pixels", lambda: Hpsv3(path, folder), lambda _: 1.0,
+        towers=True, deviates=True,
+    )  # fmt: skip
 
 
-class Hpsv3:
-    """The loaded scorer: a Qwen2-VL without its language head, and the head of two numbers, of which one is used."""
+class Hpsv3(Differentiable):
+    """The loaded scorer: a Qwen2-VL without its language head, and the head of two numbers, μ and log σ."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
@@ -64,13 +68,41 @@ class Hpsv3:
         """Compute the towers in `dtype`; the head stays in float32."""
         self.model.to(dtype)
 
-    def __call__(self, images: Sequence[PIL.Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Scores, float32, (images,)."""
+    def __call__(self, images: Sequence[PIL.Image.Image], prompts: Sequence[str]) -> Answers:
+        """Scores, float32, (images,), and their deviations."""
         import torch
 
+        with torch.no_grad():
+            mean, log_deviation = self._judged(*self._patches(images), prompts).cpu().unbind(-1)
+        return Answers(mean.numpy(), (None,) * len(images), deviations=log_deviation.double().exp().numpy())
+
+    def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """See `Differentiable`."""
+        import torch
+
+        from diffalign.scorers.pixels import normalised, patched, resized, rounded, straight
+
+        exact, grid = self._patches([rounded(x) for x in pixels])
+        width, height = sides(pixels.shape[3], pixels.shape[2], self.factor)
+        how = self.pictures
+        smooth = [
+            patched(normalised(resized(x, height, width), how.image_mean, how.image_std),
+                    how.patch_size, how.merge_size, how.temporal_patch_size)
+            for x in pixels
+        ]  # fmt: skip
+        return self._judged(straight(exact, torch.cat(smooth)), grid, prompts)[:, 0]
+
+    def _patches(self, images: Sequence[PIL.Image.Image]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """(rows of all patches of the pictures, their grids)."""
         sized = [flat(image).resize(sides(*image.size, self.factor), _BICUBIC) for image in images]
-        pixels = self.pictures(sized, do_resize=False, return_tensors="pt").to(self.model.device)
-        grid = pixels["image_grid_thw"]
+        found = self.pictures(sized, do_resize=False, return_tensors="pt")
+        return found["pixel_values"], found["image_grid_thw"]
+
+    def _judged(self, patches: "torch.Tensor", grid: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """(μ, log σ) of each image, (images, 2), float32 or that of the head."""
+        import torch
+
+        patches, grid = patches.to(self.model.device, self.model.dtype), grid.to(self.model.device)
         counts = (grid.prod(-1) // self.model.config.vision_config.spatial_merge_size**2).tolist()
         rows = [torch.tensor(self.tokens(p, n)) for p, n in zip(prompts, counts, strict=True)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.words.pad_token_id)
@@ -78,12 +110,11 @@ class Hpsv3:
         length = torch.tensor([len(row) for row in rows], device=ids.device)
         # the authors' forward never sees the tokens' kinds, so all three axes count them one by one
         position = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
-        with torch.no_grad():
-            hidden = self.model(
-                input_ids=ids, attention_mask=(position[0] < length[:, None]).long(), position_ids=position,
-                pixel_values=pixels["pixel_values"].to(self.model.dtype), image_grid_thw=grid, use_cache=False,
-            ).last_hidden_state  # fmt: skip
-            return self.head(hidden[ids == self.reward].float())[:, 0].cpu().numpy()
+        hidden = self.model(
+            input_ids=ids, attention_mask=(position[0] < length[:, None]).long(), position_ids=position,
+            pixel_values=patches, image_grid_thw=grid, use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return self.head(hidden[ids == self.reward].to(self.head[0].weight.dtype))
 
     def tokens(self, prompt: str, patches: int) -> list[int]:
         """The conversation as ids: special tokens where they belong, the prompt as plain text whatever it says."""

@@ -17,6 +17,7 @@ from diffalign.scorers.server import Reply, Silence
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BaseImageProcessor, BatchFeature
 
 # what such a model's folder on the hub is made of, without remote code and duplicates of weights
 FILES = ("*.json", "*.jinja", "*.txt", "model*.safetensors", "*.model")
@@ -54,7 +55,7 @@ class Local:
             raise InputError(f"{folder}: AutoProcessor cannot load it ({type(error).__name__}: {line})") from None
         if not self.processor.chat_template:
             raise InputError(f"{folder}: has no chat template, so it cannot be asked")
-        self.words, self.batch = self.processor.tokenizer, batch
+        self.folder, self.words, self.batch = folder, self.processor.tokenizer, batch
         self.special, self.normalise = pattern(self.words.get_added_vocab()), normaliser(self.words)
 
     def cast(self, dtype: "torch.dtype") -> None:
@@ -74,6 +75,47 @@ class Local:
 
         parts = [self._generated(bodies[i : i + self.batch], 1)[1] for i in range(0, len(bodies), self.batch)]
         return torch.cat(parts).log_softmax(-1)
+
+    def first_through(self, bodies: Sequence[dict], pixels: "torch.Tensor") -> "torch.Tensor":
+        """As `first`, with the gradient of pixels (bodies, 3, height, width) in [0, 1], of which each body holds one,
+        rounded to 8 bits, as its only picture. One body is asked at a time, so that no padding shifts its positions.
+
+        Raises InputError for models whose image processor is not Qwen2-VL's, resizing bicubically.
+        """
+        import torch
+
+        from diffalign.scorers.pixels import normalised, patched, resized, straight
+        from diffalign.scorers.towers import wide
+
+        how, found = self._followed(), []
+        for body, x in zip(bodies, pixels, strict=True):
+            given = self._given([body])
+            height, width = (given["image_grid_thw"][0, 1:] * how.patch_size).tolist()
+            smooth = patched(
+                normalised(resized(x, height, width), how.image_mean, how.image_std), how.patch_size, how.merge_size,
+                how.temporal_patch_size,
+            )  # fmt: skip
+            given["pixel_values"] = straight(given["pixel_values"], smooth.to(given["pixel_values"]))
+            found.append(wide(self.model(**given, use_cache=False).logits[0, -1]))
+        return torch.stack(found).log_softmax(-1)
+
+    def _followed(self) -> "BaseImageProcessor":
+        """The image processor; raises InputError where what it does to a picture is not known to be Qwen2-VL's."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+        how = self.processor.image_processor
+        # a subclass may do anything
+        if type(how) not in (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil):
+            name = type(how).__name__
+            raise InputError(
+                f"{self.folder}: its image processor {name} has no gradient here, Qwen2VLImageProcessor has"
+            )
+        if how.resample != PIL.Image.Resampling.BICUBIC or not (how.do_resize and how.do_rescale and how.do_normalize):
+            raise InputError(
+                f"{self.folder}: its image processor does not resize as Qwen2-VL's, so it has no gradient here"
+            )
+        return how
 
     def _replies(self, bodies: Sequence[dict]) -> list[Reply | Silence]:
         most = max(body["max_tokens"] for body in bodies)
@@ -98,13 +140,7 @@ class Local:
         """(tokens of the answers (bodies, most), logits of their first, lengths of what was asked)."""
         import torch
 
-        asked = [self._rendered(body["messages"]) for body in bodies]
-        pictures = [one.images for one in asked] if any(one.images for one in asked) else None
-        given = self.processor(
-            text=[one.text for one in asked], images=pictures, padding=True, return_tensors="pt",
-        ).to(self.model.device)  # fmt: skip
-        if "pixel_values" in given:
-            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
+        given = self._given(bodies)
         with torch.no_grad():
             found = self.model.generate(
                 **given, max_new_tokens=most, do_sample=False, num_beams=1, return_dict_in_generate=True,
@@ -112,6 +148,17 @@ class Local:
             )  # fmt: skip
         start = given["input_ids"].shape[1]
         return found.sequences[:, start:], found.logits[0].float(), given["attention_mask"].sum(1).tolist()
+
+    def _given(self, bodies: Sequence[dict]) -> "BatchFeature":
+        """What the model is given, on its device and in its precision."""
+        asked = [self._rendered(body["messages"]) for body in bodies]
+        pictures = [one.images for one in asked] if any(one.images for one in asked) else None
+        given = self.processor(
+            text=[one.text for one in asked], images=pictures, padding=True, return_tensors="pt",
+        ).to(self.model.device)  # fmt: skip
+        if "pixel_values" in given:
+            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
+        return given
 
     def _rendered(self, messages: Sequence[dict]) -> _Asked:
         images, turns = [], []

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from diffalign.scorers.pixels import Preprocess
 
 
-class Networks(ABC):
+class Differentiable(ABC):
+    """A loaded judge whose scores have a gradient with respect to the pixels."""
+
+    @abstractmethod
+    def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient.
+
+        The values are those of the pictures rounded to 8 bits; the gradient is that of resizing without rounding, taken
+        where the exact pixels are (straight-through). Raises InputError where the judge resizes in a way that has none.
+        """
+
+
+class Networks(Differentiable):
     """A loaded judge: `preprocess` makes a picture a tensor, `see` features of it, `weigh` a score under a prompt.
 
     Attributes:
@@ -53,11 +65,7 @@ class Networks(ABC):
             return self.weigh(seen, prompts).cpu().numpy()
 
     def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
-        """Scores, (images,), of pixels (images, 3, height, width) in [0, 1], with their gradient.
-
-        The values are those of the pictures rounded to 8 bits; the gradient is that of resizing without rounding, taken
-        where the exact pixels are (straight-through). Raises InputError where the resizing is open_clip's own.
-        """
+        """See `Differentiable`; raises InputError where the resizing is open_clip's own."""
         from diffalign.scorers.pixels import Preprocess, through
 
         if not isinstance(self.preprocess, Preprocess):

@@ -121,11 +121,30 @@ def through(preprocess: Preprocess, x: torch.Tensor) -> torch.Tensor:
     """
     found = []
     for one in x:
-        eight = (one.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        exact = preprocess(PIL.Image.fromarray(eight)).to(one.device, one.dtype)
-        smooth = preprocess.smooth(one)
-        found.append(exact + (smooth - smooth.detach()))
+        found.append(straight(preprocess(rounded(one)), preprocess.smooth(one)))
     return torch.stack(found)
+
+
+def rounded(x: torch.Tensor) -> PIL.Image.Image:
+    """The picture of 8 bits nearest to pixels (3, height, width) in [0, 1]."""
+    eight = (x.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return PIL.Image.fromarray(eight.permute(1, 2, 0).cpu().numpy())
+
+
+def straight(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
+    """The values of `exact`, the gradient of `smooth`, of which it has the device and the type."""
+    return exact.to(smooth) + (smooth - smooth.detach())
+
+
+def patched(x: torch.Tensor, side: int, merge: int, frames: int) -> torch.Tensor:
+    """Pixels (channels, height, width) as the rows of patches that Qwen2-VL and its family see, (patches, channels ·
+    frames · side²): squares of merge² patches one after another, and in a row each channel `frames` times.
+    """
+    squares = x.unfold(1, side, side).unfold(2, side, side)
+    squares = squares.unflatten(1, (-1, merge)).unflatten(3, (-1, merge))
+    # (squares down, squares across, patches down, patches across, channels, height, width)
+    rows = squares.permute(1, 3, 2, 4, 0, 5, 6).flatten(0, 3)
+    return rows[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
 
 
 def resized(x: torch.Tensor, height: int, width: int, *, antialias: bool = True) -> torch.Tensor:

@@ -11,6 +11,7 @@ from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
 from diffalign.scorers.checkpoints import revision
 from diffalign.scorers.local import Local, place_of
+from diffalign.scorers.networks import Differentiable
 from diffalign.scorers.server import picture
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def vqascore(place: str) -> Scorer:
     return Scorer("vqascore", revision(folder), "PNG, the model's own processor", lambda: Vqa(folder), towers=True)
 
 
-class Vqa:
+class Vqa(Differentiable):
     """The loaded scorer. Raises InputError for a model to which "Yes" is several tokens."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,8 +49,17 @@ class Vqa:
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
         """Scores, float32, (images,)."""
-        bodies = []
-        for image, prompt in zip(images, prompts, strict=True):
-            words = {"type": "text", "text": QUESTION.replace("{prompt}", prompt)}
-            bodies.append({"messages": [{"role": "user", "content": [picture(image), words]}]})
+        bodies = [_asked(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         return self.local.first(bodies)[:, self.yes].exp().cpu().numpy()
+
+    def differentiable(self, pixels: "torch.Tensor", prompts: Sequence[str]) -> "torch.Tensor":
+        """See `Differentiable`; of models with the image processor of Qwen2-VL."""
+        from diffalign.scorers.pixels import rounded
+
+        bodies = [_asked(rounded(x), prompt) for x, prompt in zip(pixels, prompts, strict=True)]
+        return self.local.first_through(bodies, pixels)[:, self.yes].exp()
+
+
+def _asked(image: Image, prompt: str) -> dict:
+    words = {"type": "text", "text": QUESTION.replace("{prompt}", prompt)}
+    return {"messages": [{"role": "user", "content": [picture(image), words]}]}

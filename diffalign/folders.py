@@ -171,8 +171,8 @@ def leading(folder: Path, table: str, index: int, expected: Mapping[str, Sequenc
 def read(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a table, in the order of the parts; raises InputError naming the file that cannot be read."""
     names = list(columns) if columns else schema(table).names
-    empty = pa.schema([schema(table).field(name) for name in names], schema(table).metadata).empty_table()
-    return pa.concat_tables([empty, *(_read_part(path, table, names) for path in _parts(folder, table))])
+    found = [_read_part(path, table, names) for path in _parts(folder, table)]
+    return pa.concat_tables(found) if found else _target(table, names).empty_table()
 
 
 def part_with(folder: Path, table: str, key: str) -> tuple[int, list[Record]]:
@@ -212,7 +212,9 @@ def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Tabl
         raise
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, error) from None
-    target = pa.schema([wanted.field(name) for name in names], wanted.metadata)
+    target = _target(table, names)
+    if found.schema.equals(target, check_metadata=True):  # to cast loads pandas, which takes longer than to read
+        return found
     for name in names:
         try:
             found.column(name).cast(target.field(name).type)
@@ -220,6 +222,10 @@ def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Tabl
             kind = found.column(name).type
             raise InputError(f"{path}: field {name!r} is {kind}, expected {target.field(name).type}") from None
     return found.cast(target)
+
+
+def _target(table: str, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema(table).field(name) for name in names], schema(table).metadata)
 
 
 def records(folder: Path, table: str) -> list[Record]:

@@ -1,5 +1,6 @@
 """Every public judge's number, computed a second time from its published tensors by other means."""
 
+import hashlib
 import math
 import pickle
 import re
@@ -451,3 +452,32 @@ def test_the_hub_cache_is_used_without_a_network(tmp_path: Path, monkeypatch: py
     assert callable(found.function)
     with pytest.raises(InputError, match=r"holds no HPS_v2_compressed\.pt"):
         scorers.load("hpsv2")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "read"),
+    [
+        ("blobs", "sha256", False),  # what is kept of large files
+        ("blobs", "sha1", True),  # what git calls the others
+        ("blobs", "z" * 64, True),
+        ("models", "sha256", True),  # a folder of one's own
+    ],
+)
+def test_the_hub_cache_names_large_files_by_their_hash(
+    folder: str, name: str, read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"weights"
+    called = {"sha256": hashlib.sha256(content).hexdigest(), "sha1": hashlib.sha1(content).hexdigest()}
+    blob, plain = tmp_path / folder / called.get(name, name), tmp_path / "plain" / "model.safetensors"
+    for path in (blob, plain):
+        path.parent.mkdir()
+        path.write_bytes(content)
+    link = tmp_path / "snapshots" / "0" / "model.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(Path("../..") / folder / blob.name)
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    found = checkpoints.revision(link)
+    assert hashed == ([str(link)] if read else [])
+    assert found == checkpoints.revision(plain)
+    assert checkpoints.revision(link.parent) == checkpoints.revision(plain.parent)

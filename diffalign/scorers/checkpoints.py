@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ def folder_of(place: Path) -> Path:
 def revision(*places: Path) -> str:
     """blake2b-128 over the content of the files, or of the configuration, tokenizer and weights of the folders, named.
 
-    A file in the hub's cache is named by its own SHA-256, which is taken instead of reading gigabytes again.
+    A large file in the hub's cache is named by its own SHA-256, which is taken instead of reading gigabytes again;
+    other files are read whole at every start.
     """
     said = []
     for place in places:
@@ -77,7 +79,7 @@ def revision(*places: Path) -> str:
 
 def _content(path: Path) -> str:
     blob = path.resolve()
-    if blob.parent.name == "blobs" and len(blob.name) == 64:
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
         return f"sha256:{blob.name}"
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -3,21 +3,27 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffalign import folders, readers
-from diffalign.readers import folder, shelf
+from diffalign.readers import folder, seen, shelf
 from diffalign.readers.base import Entry, Row, RowError, Slot
 from diffalign.readers.files import File, fingerprint
+from diffalign.readers.seen import Seen
 from diffalign.records import Image, InputError, Prompt, prompt_id
 
 # columns by their usual names; the first that is there counts
 PROMPTS = ("prompt", "caption", "text", "txt", "json")
 IMAGES = ("image", "file_name", "jpg", "jpeg", "png", "webp", "image_path", "path")
 PART = 256
+# what a folder of pictures tells of them; their other columns are empty
+_TOLD = {
+    "prompts": ("id", "text", "count"),
+    "images": ("id", "prompt_id", "image", "sha256", "width", "height", "index"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Source:
         arguments: Say, in the output's manifest, what it was made from.
         tables: Files of rows, whose pictures are stored in the output, part by part.
         prompts, images: Of a folder of pictures, which stay where they are; broken: its files that are none, and why.
+        seen: What those pictures held, by path from the output, for the next run.
     """
 
     place: Path
@@ -49,14 +56,15 @@ class Source:
     prompts: tuple[Prompt, ...] = ()
     images: tuple[Image, ...] = ()
     broken: tuple[str, ...] = ()
+    seen: Mapping[str, Seen] = field(default_factory=dict)
 
     def items(self, out: Path) -> list[Item]:
         """The images in their order, but those of one file next to the first of them; tables are asked when stored."""
         place = self.place if self.parents else out
         if self.images:
             texts = {p.id: p.text for p in self.prompts}
-            base = self.place.resolve()
-            names = [os.path.relpath(out.resolve() / i.image["path"], base) for i in self.images]
+            base, start = self.place.resolve(), out.resolve()
+            names = [os.path.relpath(start / i.image["path"], base) for i in self.images]
             rows = [(i.id, i.prompt_id, i.index, i.sha256, n) for i, n in zip(self.images, names, strict=True)]
         else:
             texts = folders.texts(place)
@@ -80,10 +88,10 @@ def find(place: Path, out: Path) -> Source:
     tables = _tables(place)
     if tables:
         return Source(place, {"source": fingerprint(tables, whole=True)}, tables=tables)
-    prompts, found, broken = folder.read(place, out)
+    prompts, found, broken, files = folder.read(place, out, seen.load(out))
     _require_same(place, out, found)
     arguments = {"images": len(found), "first": found[0].id}
-    return Source(place, arguments, prompts=tuple(prompts), images=tuple(found), broken=tuple(broken))
+    return Source(place, arguments, prompts=tuple(prompts), images=tuple(found), broken=tuple(broken), seen=files)
 
 
 def _require_same(place: Path, out: Path, found: Sequence[Image]) -> None:
@@ -93,8 +101,9 @@ def _require_same(place: Path, out: Path, found: Sequence[Image]) -> None:
     before = folders.load(out)
     if before.stage != "score" or before.parents or "source" in before.arguments:
         return
-    for number, row in enumerate(folders.read(out, "images", ["id", "prompt_id"]).to_pylist()):
-        if number >= len(found) or row != {"id": found[number].id, "prompt_id": found[number].prompt_id}:
+    table = folders.read(out, "images", ["id", "prompt_id"])
+    for number, row in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
+        if number >= len(found) or row != (found[number].id, found[number].prompt_id):
             raise InputError(
                 f"{place}: row {number + 1} is not the one {out} was made from; restore it or choose another --out"
             )
@@ -119,8 +128,10 @@ def store(source: Source, out: Path) -> dict[str, Any]:
     """Write into `out` what lies in no record folder yet; how many rows of tables there are, and were left out."""
     if not source.tables:
         for table, rows in (("prompts", source.prompts), ("images", source.images)):
-            if rows:
+            if rows and not folders.is_whole(out, table, 0, {n: [getattr(r, n) for r in rows] for n in _TOLD[table]}):
                 folders.write_part(out, table, 0, rows)
+        if source.images:
+            seen.keep(out, source.seen)
         return {}
     prompts: Counter[str] = Counter()
     refused: list[str] = []

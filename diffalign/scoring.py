@@ -39,7 +39,8 @@ def score(
 
     Each picture is decoded once for all scorers, and seen once however many prompts it has. One that cannot be read or
     judged gets no value, but a reason; the others are kept. An animated one is its first frame. Beside the records lies
-    `scores.csv`, one line an image.
+    `scores.csv`, one line an image, and for a folder of pictures `files.json`, by which a second run knows without
+    reading them that they are as they were.
     Started by torchrun or `accelerate launch`, the processes share the work.
 
     Args:

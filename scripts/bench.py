@@ -20,6 +20,8 @@ from pathlib import Path
 
 import bench_counters
 import bench_ratios
+import numpy as np
+import PIL.Image
 import torch
 from bench_counters import GIB
 from bench_counters import SDXL_UNET as SDXL
@@ -107,11 +109,12 @@ def _loaded(what: str, size: int, model: str, config: str) -> None:
 
 
 def again() -> None:
-    """`score` over 10,000 images that are scored already."""
+    """`score` over 10,000 images that are scored already, in a record folder and in a folder of pictures."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import worlds
 
     from diffalign import folders
+    from diffalign.readers import seen
     from diffalign.records import Image, Prompt, digest, prompt_id
 
     prompt, picture = Prompt(prompt_id("x"), "x"), {"bytes": worlds.png(0), "path": None}
@@ -122,9 +125,19 @@ def again() -> None:
         folders.write_part(place, "prompts", 0, [prompt])
         folders.write_part(place, "images", 0, rows)
         own.write_text("def f(images, prompts):\n    return [1.0] * len(images)\n")
-        words = ("-m", "diffalign", "score", str(place), "--scorer", f"{own}:f", "--out", str(Path(folder, "scores")))
-        subprocess.run([sys.executable, *words], check=True, capture_output=True)
-        line("diffalign score, all 10,000 rows there", processor_seconds(*words), 2, "s")
+        plain = Path(folder, "pictures")
+        plain.mkdir()
+        for n in range(10_000):
+            small = PIL.Image.fromarray(np.random.default_rng(n).integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            small.resize((32, 32)).save(plain / f"{n:05d}.png")
+        rows = [f"{n:05d}.png,prompt {n // 8}\n" for n in range(10_000)]
+        (plain / "metadata.csv").write_text("file_name,prompt\n" + "".join(rows))
+        time.sleep(2 * seen.MARGIN / 1e9)  # what was written just before is not remembered
+        for what, images in (("rows there", place), ("pictures known", plain)):
+            out = Path(folder, f"scores of {images.name}")
+            words = ("-m", "diffalign", "score", str(images), "--scorer", f"{own}:f", "--out", str(out))
+            subprocess.run([sys.executable, *words], check=True, capture_output=True)
+            line(f"diffalign score, all 10,000 {what}", processor_seconds(*words), 2, "s")
 
 
 def toggle() -> None:

@@ -1,12 +1,15 @@
 """Scoring: what is judged once is never judged again, what cannot be judged says why, and nothing is lost."""
 
 import csv
+import dataclasses
 import io
 import json
+import os
 import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import worlds
 
 from diffalign import folders, scoring
 from diffalign.readers import folder as image_folder
+from diffalign.readers import seen
 from diffalign.records import Image, InputError, Prompt, digest, prompt_id
 
 COUNTING = """
@@ -449,6 +453,28 @@ def photos(place: Path, rows: list[tuple[str, str]], header: str = "file_name,pr
 ROWS = [("a.png", "a red circle"), ("sub/b.png", "Ein Haus, groß"), ("c.png", "a red circle")]
 
 
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute after everything was written."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 60_000_000_000)
+
+
+@pytest.fixture
+def pictures_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that are read, one by one."""
+    found, read = [], Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        if path.suffix in image_folder.PICTURES:
+            found.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    return found
+
+
+@pytest.mark.usefixtures("late")
 def test_image_folders_hold_everything(tmp_path: Path, mine: Counter) -> None:
     place, out = photos(tmp_path / "photos", ROWS), tmp_path / "deep" / "scores"
     said = scoring.score(place, scorer=(mine.name("brightness"),), out=out, batch=2)
@@ -539,7 +565,7 @@ def test_files_that_are_no_pictures_are_named_and_the_rest_is_kept(
 def test_spreadsheets_write_a_mark_first(tmp_path: Path) -> None:
     place = photos(tmp_path / "photos", ROWS)
     (place / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + b"prompt,file_name,more\r\n two ,a.png,1\r\n")
-    prompts, images, broken = image_folder.read(place, tmp_path / "out")
+    prompts, images, broken, _ = image_folder.read(place, tmp_path / "out", {})
     assert not broken
     assert [p.text for p in prompts] == ["two"]
     assert images[0].image["path"] == "../photos/a.png"
@@ -580,6 +606,160 @@ def test_a_scorer_that_needs_prompts_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no prompt, which gold needs \(3 such images\)"):
         scoring.score(place, scorer=("gold",), out=tmp_path / "scores")
     assert not (tmp_path / "scores").exists()
+
+
+# --- what is remembered of the pictures of a folder
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_second_run_reads_no_picture(
+    listed: bool, tmp_path: Path, mine: Counter, pictures_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, out, scorer = photos(tmp_path / "photos", ROWS), tmp_path / "scores", (mine.name("brightness"),)
+    (place / "linked.png").symlink_to(place / "sub" / "b.png")
+    (place / "elsewhere").symlink_to(photos(tmp_path / "more", [("e.png", "a photo")]))
+    with (place / "metadata.csv").open("a") as rows:
+        rows.write("linked.png,another text\na.png,another text\nelsewhere/e.png,a photo\n")
+    if not listed:
+        (place / "metadata.csv").unlink()
+        (place / "linked.png").unlink()
+        (place / "elsewhere").unlink()
+    said = scoring.score(place, scorer=scorer, out=out)
+    assert sorted(set(pictures_read)) == ["a.png", "b.png", "c.png", *(["e.png"] if listed else [])]
+    before = contents(out)
+    assert len(json.loads(before["files.json"])["files"]) == (4 if listed else 3), "a link is the file it leads to"
+    pictures_read.clear()
+    mine.calls()
+    written = []
+    monkeypatch.setattr(folders, "write_part", lambda *part: written.append(part))
+    assert scoring.score(place, scorer=scorer, out=out) == said
+    assert (pictures_read, mine.calls(), written) == ([], [], [])
+    assert contents(out) == before
+
+
+@pytest.mark.usefixtures("late")
+def test_pictures_that_moved_are_found_where_they_are(tmp_path: Path, mine: Counter) -> None:
+    place, out, scorer = photos(tmp_path / "photos", ROWS), tmp_path / "scores", (mine.name("brightness"),)
+    scoring.score(place, scorer=scorer, out=out)
+    mine.calls()
+    scoring.score(place.rename(tmp_path / "moved"), scorer=scorer, out=out)
+    assert mine.calls() == []
+    places = [i.image["path"] for i in folders.records(out, "images")]
+    assert places == ["../moved/a.png", "../moved/sub/b.png", "../moved/c.png"]
+    assert list(json.loads((out / "files.json").read_text())["files"]) == places
+
+
+@pytest.mark.usefixtures("late")
+def test_only_new_pictures_are_read(tmp_path: Path, mine: Counter, pictures_read: list[str]) -> None:
+    place, out, scorer = photos(tmp_path / "photos", ROWS), tmp_path / "scores", (mine.name("brightness"),)
+    (place / "cut.png").write_bytes(worlds.png(8)[:-40])
+    with (place / "metadata.csv").open("a") as rows:
+        rows.write("cut.png,a photo\n")
+    scoring.score(place, scorer=scorer, out=out)
+    (place / "d.png").write_bytes(worlds.png(9))
+    with (place / "metadata.csv").open("a") as rows:
+        rows.write("d.png,a photo\n")
+    pictures_read.clear()
+    scoring.score(place, scorer=scorer, out=out)
+    # once to know it, once to judge it; what is no picture is not remembered
+    assert pictures_read.count("d.png") == 2
+    assert set(pictures_read) == {"cut.png", "d.png"}
+    assert len(json.loads((out / "files.json").read_text())["files"]) == 4
+
+
+@pytest.mark.usefixtures("late")
+def test_a_picture_that_changed_is_seen_though_its_time_is_set_back(tmp_path: Path, mine: Counter) -> None:
+    place, out, scorer = photos(tmp_path / "photos", ROWS), tmp_path / "scores", (mine.name("brightness"),)
+    for n in (1, 2):  # bytes without compression, of one length
+        with PIL.Image.open(io.BytesIO(worlds.png(n))) as picture:
+            picture.save(tmp_path / f"{n}.bmp")
+    (place / "c.png").write_bytes((tmp_path / "1.bmp").read_bytes())
+    scoring.score(place, scorer=scorer, out=out)
+    before = (place / "c.png").stat()
+    while (place / "c.png").stat().st_ctime_ns == before.st_ctime_ns:  # at most a tick of the kernel's clock
+        (place / "c.png").write_bytes((tmp_path / "2.bmp").read_bytes())
+        os.utime(place / "c.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = (place / "c.png").stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(InputError, match="row 3 is not the one"):
+        scoring.score(place, scorer=scorer, out=out)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["", "{", "[]", '{"format": 0, "files": {}}', '{"format": 1}', '{"format": 1, "files": {"a": [1]}}',
+     '{"format": 1, "files": {"../photos/a.png": [1, 2, 3, 4, 5, 6, 7]}}'],
+)  # fmt: skip
+@pytest.mark.usefixtures("late")
+def test_what_is_remembered_may_be_lost(kept: str, tmp_path: Path, mine: Counter, pictures_read: list[str]) -> None:
+    place, out, scorer = photos(tmp_path / "photos", ROWS), tmp_path / "scores", (mine.name("brightness"),)
+    scoring.score(place, scorer=scorer, out=out)
+    before = json.loads((out / "files.json").read_text())
+    (out / "files.json").write_text(kept)
+    pictures_read.clear()
+    scoring.score(place, scorer=scorer, out=out)
+    assert sorted(pictures_read) == ["a.png", "b.png", "c.png"]
+    after = json.loads((out / "files.json").read_text())
+    assert after.keys() == before.keys()
+    # but for when it was read
+    assert {n: v[:3] + v[4:] for n, v in after["files"].items()} == {
+        n: v[:3] + v[4:] for n, v in before["files"].items()
+    }
+
+
+def test_just_written_is_not_remembered(
+    tmp_path: Path, mine: Counter, pictures_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one tick of a file system's clock a file may change again and bear the same time."""
+    place, out, scorer = photos(tmp_path / "photos", ROWS), tmp_path / "scores", (mine.name("brightness"),)
+    times = {name: (place / name).stat().st_ctime_ns for name, _ in ROWS}
+    monkeypatch.setattr(time, "time_ns", lambda: min(times.values()) + seen.MARGIN)
+    scoring.score(place, scorer=scorer, out=out)
+    assert not (out / "files.json").exists()
+    pictures_read.clear()
+    monkeypatch.setattr(time, "time_ns", lambda: max(times.values()) + seen.MARGIN + 1)
+    scoring.score(place, scorer=scorer, out=out)
+    assert len(pictures_read) == 3
+    scoring.score(place, scorer=scorer, out=out)
+    assert len(pictures_read) == 3
+
+
+@pytest.mark.usefixtures("late")
+def test_all_that_is_known_of_a_file_has_to_agree(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(worlds.png(0))
+    known = seen.measure(path, None)
+    assert seen.measure(path, known) is known
+    newest = max(known.written, known.changed)
+    other = {
+        "size": known.size + 1, "written": known.written - 1, "changed": known.changed - 1,
+        "read": newest + seen.MARGIN,
+    }  # fmt: skip
+    for field, value in other.items():
+        wrong = dataclasses.replace(known, **{field: value}, sha256="of another")
+        assert seen.measure(path, wrong).sha256 == known.sha256, field
+    early = dataclasses.replace(known, read=newest + seen.MARGIN + 1)
+    assert seen.measure(path, early) is early
+
+
+@pytest.mark.usefixtures("late")
+def test_a_change_while_a_file_is_read_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "a.png", Path.read_bytes
+    path.write_bytes(worlds.png(0))
+
+    def disturbed(path: Path) -> bytes:
+        data = read(path)
+        path.write_bytes(worlds.png(1, (40, 40)))
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", disturbed)
+        known = seen.measure(path, None)
+    assert (known.width, seen.measure(path, known).width) == (32, 40)
+
+
+# --- tables
 
 
 def tables(place: Path) -> dict[str, Path]:
@@ -720,7 +900,7 @@ def test_processes_share_the_work(tmp_path: Path, mine: Counter) -> None:
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
 
 
-def test_a_second_run_over_ten_thousand_images_loads_no_torch(tmp_path: Path) -> None:
+def test_a_second_run_over_ten_thousand_images_loads_nothing_heavy(tmp_path: Path) -> None:
     prompt, data = Prompt(prompt_id("x"), "x"), worlds.png(0)
     rows = [
         Image(digest("i", n), prompt.id, {"bytes": data, "path": None}, digest("file", n), 32, 32, index=n)
@@ -734,9 +914,9 @@ def test_a_second_run_over_ten_thousand_images_loads_no_torch(tmp_path: Path) ->
     words = ["score", str(place), "--scorer", f"{tmp_path / 'fast.py'}:f", "--out", str(out)]
     scoring.score(place, scorer=(words[3],), out=out)
     before = contents(out)
-    again = "import sys, diffalign.cli; diffalign.cli.main(); print('torch' in sys.modules)"
+    again = "import sys, diffalign.cli; diffalign.cli.main(); print({'torch', 'pandas'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", again, *words], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n"), "a run that has nothing to do loads no torch"
+    assert done.stdout.endswith("set()\n"), "a run that has nothing to do loads neither"
     assert contents(out) == before
 
 

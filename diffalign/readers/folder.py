@@ -3,15 +3,14 @@ pictures, or a text of the same name beside each, or no prompts at all.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import PIL.Image
-
+from diffalign.readers import seen
+from diffalign.readers.seen import Seen
 from diffalign.records import Image, InputError, Prompt, digest, prompt_id
 
 LISTS = METADATA, LINES = "metadata.csv", "metadata.jsonl"
@@ -19,11 +18,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FIELDS = ("file_name", "prompt")
 
 
-def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image], list[str]]:
-    """The folder's prompts (equal texts once, counted) and images, in the order of its metadata, or by name; and of
-    each file that is no picture where it is named and why.
+def read(
+    folder: Path, out: Path, known: Mapping[str, Seen]
+) -> tuple[list[Prompt], list[Image], list[str], dict[str, Seen]]:
+    """The folder's prompts (equal texts once, counted) and images, in the order of its metadata, or by name; of each
+    file that is no picture where it is named and why; and by path what was seen of each that is one.
 
-    Paths start at `out`.
+    Paths start at `out`. A file that is as `known` says is not read.
 
     An image's id is the sha256 of its file (of a copy of that file, or of the file under another prompt, a hash of its
     name and prompt too), its index its place among the images of its prompt. Raises InputError naming file, line and
@@ -33,22 +34,26 @@ def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image], list[str]]
     prompts: dict[str, Prompt] = {}
     images: dict[str, tuple[str, Image]] = {}
     broken: list[str] = []
+    files: dict[str, Seen] = {}
+    base, parents = out.resolve(), dict[Path, str]()
     for where, name, text in _rows(folder):
         path = _inside(folder, name, where)
-        measured = _measure(path)
-        if isinstance(measured, str):
-            broken.append(f"{where}, field file_name: {path} is not a picture that can be read ({measured})")
+        place = _place(path, base, parents)
+        found = files.get(place) or seen.measure(path, known.get(place))
+        if isinstance(found, str):
+            broken.append(f"{where}, field file_name: {path} is not a picture that can be read ({found})")
             continue
-        sha256, width, height = measured
-        key = prompt_id(text)
+        files[place] = found
+        sha256, key = found.sha256, prompt_id(text)
         own = sha256 if sha256 not in images else digest("image", sha256, name, key)
-        if own in images or (own != sha256 and images[sha256][1].prompt_id == key and _same(images[sha256], path, out)):
+        first = images[sha256][1] if own != sha256 else None
+        if own in images or (first is not None and first.prompt_id == key and first.image["path"] == place):
             before = images[own if own in images else sha256][0].removeprefix(f"{metadata(folder)}, ")
             raise InputError(f"{where}, field file_name: {name} is the picture of {before} again")
         index = prompts[key].count if key in prompts else 0
         prompts[key] = Prompt(key, text, index + 1)
-        place = {"bytes": None, "path": os.path.relpath(path.resolve(), out.resolve())}
-        images[own] = where, Image(own, key, place, sha256, width, height, index=index)
+        row = Image(own, key, {"bytes": None, "path": place}, sha256, found.width, found.height, index=index)
+        images[own] = where, row
     if broken and not images:
         raise InputError(broken[0])
     if not images and metadata(folder) is None:
@@ -58,11 +63,16 @@ def read(folder: Path, out: Path) -> tuple[list[Prompt], list[Image], list[str]]
         )
     if not images:
         raise InputError(f"{metadata(folder)}: holds no row")
-    return list(prompts.values()), [image for _, image in images.values()], broken
+    return list(prompts.values()), [image for _, image in images.values()], broken, files
 
 
-def _same(found: tuple[str, Image], path: Path, out: Path) -> bool:
-    return found[1].image["path"] == os.path.relpath(path.resolve(), out.resolve())
+def _place(path: Path, base: Path, parents: dict[Path, str]) -> str:
+    """The path of a file, links followed, from `base`; `parents` holds those of its folders, each asked for once."""
+    if path.is_symlink():
+        return os.path.relpath(path.resolve(), base)
+    if path.parent not in parents:
+        parents[path.parent] = os.path.relpath(path.parent.resolve(), base)
+    return os.path.normpath(f"{parents[path.parent]}/{path.name}")
 
 
 def metadata(folder: Path) -> Path | None:
@@ -128,21 +138,9 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     """The file `name` of the folder; links are followed only where the folder itself has them."""
-    parts = Path(os.path.normpath(name)).parts
+    parts, path = Path(os.path.normpath(name)).parts, folder / name
     if "\0" in name or Path(name).is_absolute() or not parts or parts[0] == "..":
         raise InputError(f"{where}, field file_name: {name!r} lies outside {folder}")
-    if not (folder / name).is_file():
-        raise InputError(f"{where}, field file_name: {folder / name} is not there")
-    return folder / name
-
-
-def _measure(path: Path) -> tuple[str, int, int] | str:
-    """(sha256 of the file, width and height of the picture), or why it is none."""
-    data = path.read_bytes()
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-            picture.verify()
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        return type(error).__name__
-    return hashlib.sha256(data).hexdigest(), width, height
+    if not path.is_file():
+        raise InputError(f"{where}, field file_name: {path} is not there")
+    return path

@@ -67,6 +67,46 @@ def test_equal_utilities_are_ranked_in_random_order():
     assert {tuple(raters.rank(rater, [1.0, 1.0, 0.0], rng)) for _ in range(50)} == {(0, 1, 2), (1, 0, 2)}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("gap", [0.0, 0.2, 0.3, 0.30001, 0.5])
+def test_of_two_a_ranking_leads_as_p_first_says(temperature, gap):
+    rater = replace(raters.LITERAL, temperature=temperature, tie=0.3)
+    rng, draws = rng_of(50), 4_000
+    leads = np.mean([raters.rank(rater, [gap, 0.0], rng) == [0, 1] for _ in range(draws)])
+    p = float(raters.p_first(rater, gap, 0.0))
+    assert p == 0.5 or gap > 0.3
+    assert abs(leads - p) <= 5 * np.sqrt(p * (1 - p) / draws)
+
+
+def test_ties_of_a_ranking_are_classes_from_the_best_down():
+    rater, rng = replace(raters.LITERAL, temperature=0.0, tie=0.3), rng_of(51)
+    drawn = {tuple(raters.rank(rater, [0.0, 1.0, 0.5, 0.75, 0.25], rng)) for _ in range(400)}
+    # 1.0 with 0.75, 0.5 with 0.25, and 0.0 alone, though it is no further from 0.25 than that from 0.5
+    assert drawn == {(*a, *b, 0) for a in ((1, 3), (3, 1)) for b in ((2, 4), (4, 2))}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_utility_that_is_no_number_is_refused(value):
+    for call in (
+        lambda: raters.p_first(raters.LITERAL, value, 0.0),
+        lambda: raters.vote(raters.LITERAL, [0.0, 0.0], [0.0, value], rng_of(52)),
+        lambda: raters.rank(raters.LITERAL, [0.0, value], rng_of(52)),
+    ):
+        with pytest.raises(ValueError, match=f"^rater literal: a utility is {value}, expected finite numbers$"):
+            call()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_only_the_ratio_of_weights_counts(scale):
+    prompt = "a large filled red circle at the left on a white background"
+    picture = scene.arrange([("circle", "blue", "large", "filled")], "white", "left", rng_of(53))
+    reading = gold.read(scene.render(picture))
+    weights = {"shape": 3.0, "colour": 1.0}
+    scaled = raters.Rater("scaled", attributes={name: scale * w for name, w in weights.items()}, crispness=0.0)
+    assert raters.utility(scaled, reading, prompt) == pytest.approx(0.75)
+    assert raters.utility(raters.Rater("idle", attributes={}, crispness=0.0), reading, prompt) == 0
+
+
 def test_utility_rewards_what_the_rater_cares_about():
     rng = rng_of(48)
     prompt = "a large filled red circle at the left on a white background"
@@ -113,8 +153,15 @@ def test_groups_disagree_with_each_other_more_than_within():
     [
         ({"attributes": {"beauty": 1.0}}, "'beauty'"),
         ({"liking": {"beige": 1.0}}, "'beige'"),
-        ({"temperature": -1.0}, "negative"),
-        ({"tie": -0.1}, "negative"),
+        ({"temperature": -1.0}, "rater literal: temperature = -1.0, expected a finite number of at least 0"),
+        ({"temperature": float("nan")}, "temperature = nan, expected"),
+        ({"temperature": float("inf")}, "temperature = inf, expected"),
+        ({"tie": -0.1}, "tie = -0.1, expected"),
+        ({"tie": float("nan")}, "tie = nan, expected"),
+        ({"attributes": {"shape": -1.0, "colour": 1.0}}, r"attributes\['shape'\] = -1.0, expected"),
+        ({"attributes": {"shape": float("inf")}}, r"attributes\['shape'\] = inf, expected"),
+        ({"liking": {"red": float("nan")}}, r"liking\['red'\] = nan, expected a finite number$"),
+        ({"crispness": float("nan")}, "crispness = nan, expected a finite number$"),
     ],
 )
 def test_impossible_raters_are_refused(change, message):

@@ -1,5 +1,7 @@
 """What is scored: a record folder, a folder of pictures, or tables of pictures and prompts -> images in their order."""
 
+import csv
+import io
 import json
 import os
 from collections import Counter
@@ -19,6 +21,8 @@ from diffalign.records import Image, InputError, Prompt, prompt_id
 PROMPTS = ("prompt", "caption", "text", "txt", "json")
 IMAGES = ("image", "file_name", "jpg", "jpeg", "png", "webp", "image_path", "path")
 PART = 256
+# which row of a table shows which image
+ROWS = "rows.csv"
 # what a folder of pictures tells of them; their other columns are empty
 _TOLD = {
     "prompts": ("id", "text", "count"),
@@ -57,6 +61,15 @@ class Source:
     images: tuple[Image, ...] = ()
     broken: tuple[str, ...] = ()
     seen: Mapping[str, Seen] = field(default_factory=dict)
+
+    def rows(self, out: Path) -> dict[str, list[tuple[str, str]]]:
+        """Of tables that are stored in `out`, image id -> (file, number from 0 or key) of each row that shows it."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        if self.tables:
+            with (out / ROWS).open(encoding="utf-8", newline="") as file:
+                for image, name, row in list(csv.reader(file))[1:]:
+                    found.setdefault(image, []).append((name, row))
+        return found
 
     def items(self, out: Path) -> list[Item]:
         """The images in their order, but those of one file next to the first of them; tables are asked when stored."""
@@ -136,34 +149,43 @@ def store(source: Source, out: Path) -> dict[str, Any]:
     prompts: Counter[str] = Counter()
     refused: list[str] = []
     kept, part, number = shelf.Shelf(), [], 0
-    for text, images, errors in _looked(source, kept):
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["image_id", "file", "row"])
+    for place, text, shown, errors in _looked(source, kept):
         refused += map(str, errors)
         prompts[text] += 1 - len(errors)
-        part += images
+        for name, images in shown:
+            writer.writerow([name, *place])
+            part += images
         if len(part) >= PART:
             folders.write_part(out, "images", number, part)
             part, number = [], number + 1
     if part or not number:
         folders.write_part(out, "images", number, part)
     folders.write_part(out, "prompts", 0, [Prompt(prompt_id(t), t, n) for t, n in prompts.items() if n])
+    folders.write_atomically(out / ROWS, sink.getvalue().encode())
     if not prompts.total():
         raise InputError(f"{source.place}: no row can be used{f' (first: {refused[0]})' if refused else ''}")
     return {"rows": prompts.total() + len(refused), "left_out": len(refused), "first_left_out": (refused or [None])[0]}
 
 
-def _looked(source: Source, kept: shelf.Shelf) -> Iterator[tuple[str, list[Image], list[RowError]]]:
-    """(prompt, its picture where it is new, why there is none) of each row."""
+def _looked(
+    source: Source, kept: shelf.Shelf
+) -> Iterator[tuple[tuple[str, str], str, list[tuple[str, list[Image]]], list[RowError]]]:
+    """((file, row), prompt, its picture as its id and what is new of it, why there is none) of each row."""
     for file in source.tables:
-        image = next(name for name in IMAGES if name in file.columns)
-        said = next((name for name in PROMPTS if name in file.columns), None)
+        name = file.path.relative_to(source.place).as_posix() if source.place.is_dir() else file.path.name
+        image = next(column for column in IMAGES if column in file.columns)
+        said = next((column for column in PROMPTS if column in file.columns), None)
         cells = file.cells([image])
         # a column has to be asked for, so that there are rows
         for row in file.rows([said or next((c for c in file.columns if c != image), image)]):
             text = _text(row, said)
             slot = Slot(row.number, image)
             found, errors = shelf.look(Entry(row.where, text, (slot,), ()), cells, [file.path.parent])
-            new = [kept.add(text, slot, picture, data)[1] for _, picture, data in found]
-            yield text, [one for images in new for one in images], errors
+            shown = [kept.add(text, slot, picture, data) for _, picture, data in found]
+            yield (name, row.key or str(row.number)), text, shown, errors
 
 
 def _text(row: Row, column: str | None) -> str:

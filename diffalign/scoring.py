@@ -39,8 +39,9 @@ def score(
 
     Each picture is decoded once for all scorers, and seen once however many prompts it has. One that cannot be read or
     judged gets no value, but a reason; the others are kept. An animated one is its first frame. Beside the records lies
-    `scores.csv`, one line an image, and for a folder of pictures `files.json`, by which a second run knows without
-    reading them that they are as they were.
+    `scores.csv`, one line an image with its file; of tables one line a row: its file, and its number from 0, or its key
+    in a webdataset. A folder of pictures also leaves `files.json`, by which a second run knows without reading them
+    that they are as they were.
     Started by torchrun or `accelerate launch`, the processes share the work.
 
     Args:
@@ -84,7 +85,7 @@ def judged(images: Path, judges: Sequence[Scorer], out: Path, batch: int) -> str
         rank, world = processes.place()
         if rank:
             return f"process {rank + 1} of {world}: {len(todo)} batches done"
-        return costs + _finish(out, cuts, made, counts)
+        return costs + _finish(out, cuts, made, counts, source.rows(out))
 
 
 def manifest(
@@ -136,7 +137,11 @@ def _stored(source: Source, out: Path, made: folders.Manifest, judges: Sequence[
         return lost
     known = folders.load(out).counts if (out / "diffalign.json").exists() else {}
     known = {name: count for name, count in known.items() if name != "lacking"}
-    if "rows" in known or processes.place()[0]:
+    if processes.place()[0]:
+        return known
+    if "rows" in known:
+        if not (out / inputs.ROWS).is_file():
+            inputs.store(source, out)
         return known
     for judge in judges:
         _ = judge.function
@@ -249,14 +254,19 @@ def _why(reasons: Mapping[str, str | None]) -> str | None:
     return "; ".join(f"{name}: {reason}" for name, reason in said.items()) or None
 
 
-def _finish(out: Path, cuts: Sequence[Sequence[Item]], made: folders.Manifest, counts: dict[str, Any]) -> str:
-    """Write `scores.csv` of all scorers of the folder, named now or before; the summary line."""
+def _finish(
+    out: Path, cuts: Sequence[Sequence[Item]], made: folders.Manifest, counts: dict[str, Any],
+    places: Mapping[str, Sequence[tuple[str, str]]],
+) -> str:  # fmt: skip
+    """Write `scores.csv` of all scorers of the folder, named now or before, a line for each of the `places` of an
+    image, its (file, row) in tables; the summary line.
+    """
     table = folders.read(out, "scores", ["image_id", "scorer", "value", "reason"])
     known: dict[str, list[float]] = {name: [] for name in table["scorer"].unique().to_pylist()}
     missing, first, lacking = 0, "", set()
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["prompt", "index", "file", "image_id", *known, "reason"])
+    writer.writerow(["prompt", "index", "file", "row", "image_id", *known, "reason"])
     rows: Iterable[tuple[str, str, float | None, str | None]]
     rows = zip(*(c.to_pylist() for c in table.columns), strict=True)
     groups = groupby(rows, lambda row: row[0])
@@ -264,7 +274,8 @@ def _finish(out: Path, cuts: Sequence[Sequence[Item]], made: folders.Manifest, c
         found = {name: (value, reason) for _, name, value, reason in group}
         why = _why({name: reason for name, (_, reason) in found.items()})
         values = {name: value for name, (value, _) in found.items()}
-        writer.writerow([item.text, item.index, item.file, item.image, *map(values.get, known), why])
+        for place in places.get(item.image, [(item.file, "")]):
+            writer.writerow([item.text, item.index, *place, item.image, *map(values.get, known), why])
         for name, value in values.items():
             if value is not None:
                 known[name].append(value)

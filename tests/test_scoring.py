@@ -558,6 +558,7 @@ def test_files_that_are_no_pictures_are_named_and_the_rest_is_kept(
     assert [r.message.split(", ")[0] for r in caplog.records] == [str(place / "b.png"), str(place / "d.png")]
     lines = {line["file"]: line["mine.py:brightness"] for line in table(tmp_path / "scores")}
     assert sorted(lines) == ["a.png", "c.png", "copy.png", "sub/b.png"]
+    assert {line["row"] for line in table(tmp_path / "scores")} == {""}
     assert lines["copy.png"] == lines["a.png"] != lines["c.png"]
     assert mine.calls() == ["brightness 4"]
 
@@ -797,10 +798,51 @@ def test_tables_are_stored_and_scored(
     assert [(p.text, p.count) for p in folders.records(out, "prompts")] == [("a red circle", 2), ("the blue square", 1)]
     images = folders.records(out, "images")
     assert [i.image["bytes"] for i in images] == [worlds.png(0), worlds.png(1)]
+    # each row has its line, but for the one without a picture
+    file = "b.tar" if kind == "tar" else "a.parquet"
+    shown = [(line["file"], line["row"], line["image_id"], line["prompt"]) for line in table(out)]
+    assert shown == [
+        (file, "0", images[0].id, "a red circle"), (file, "3", images[0].id, "a red circle"),
+        (file, "1", images[1].id, "the blue square"),
+    ]  # fmt: skip
     before = contents(out)
     assert scoring.score(place, scorer=(mine.name("brightness"),), out=out) == said
     assert mine.calls() == []
     assert contents(out) == before
+    (out / "rows.csv").unlink()
+    assert scoring.score(place, scorer=(mine.name("brightness"),), out=out) == said
+    assert mine.calls() == []
+    assert contents(out) == before
+
+
+def test_rows_of_every_kind_of_table_are_named(tmp_path: Path, mine: Counter) -> None:
+    """By the file inside the folder that was named, and the row's number from 0, or its key."""
+    import tarfile
+
+    place = tmp_path / "in"
+    (place / "deep").mkdir(parents=True)
+    with tarfile.open(place / "deep" / "b.tar", "w") as tar:
+        for n, key in enumerate(("x/first", "x/second")):
+            member = tarfile.TarInfo(f"{key}.png")
+            member.size = len(worlds.png(n))
+            tar.addfile(member, io.BytesIO(worlds.png(n)))
+    scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "tar")
+    assert [(x["file"], x["row"]) for x in table(tmp_path / "tar")] == [
+        ("deep/b.tar", "x/first"), ("deep/b.tar", "x/second"),
+    ]  # fmt: skip
+    for n in (0, 1):
+        (place / f"{n}.png").write_bytes(worlds.png(n))
+    for name, text in (
+        ("a.csv", 'image,prompt\n1.png,"two\nlines"\n0.png,x\n'),
+        ("a.jsonl", '{"image": "1.png", "prompt": "x"}\n\n{"image": "0.png", "prompt": "x"}\n'),
+    ):
+        (place / name).write_text(text)
+        out = tmp_path / name
+        scoring.score(place / name, scorer=(mine.name("brightness"),), out=out)
+        lines = table(out)
+        assert [(x["file"], x["row"]) for x in lines] == [(name, "0"), (name, "1")]
+        wanted = [float(np.asarray(PIL.Image.open(place / f"{n}.png").convert("RGB")).mean()) for n in (1, 0)]
+        assert [float(x["mine.py:brightness"]) for x in lines] == wanted
 
 
 def test_a_table_that_changed_far_from_its_end_is_seen(tmp_path: Path, mine: Counter) -> None:

@@ -20,11 +20,14 @@ class RowError(InputError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file without its pictures: where it is in words, its number in the file, and its cells."""
+    """One row of a file without its pictures: where it is in words, its number in the file, its cells, and the key by
+    which a webdataset knows it.
+    """
 
     where: str
     number: int
     values: Mapping[str, Any]
+    key: str = ""
 
     def error(self, field: str, reason: str, detail: str) -> RowError:
         """The refusal of this row for `field`; it remembers the row's number and prompt."""

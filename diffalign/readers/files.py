@@ -47,7 +47,7 @@ def renamed(file: File, names: Mapping[str, str]) -> File:
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
         for row in file.rows([names.get(c, c) for c in wanted]):
             shown = {new.get(k, k): v for k, v in row.values.items() if k in new or k not in names}
-            yield Row(row.where, row.number, shown)
+            yield Row(row.where, row.number, shown, row.key)
 
     def cells(wanted: Sequence[str]) -> Callable[[int], Cells]:
         inner = file.cells([names.get(c, c) for c in wanted])

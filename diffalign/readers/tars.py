@@ -22,8 +22,9 @@ def tar(path: Path) -> File:
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
         with _open(path) as file:
             for number, (key, sample) in enumerate(samples.items()):
-                values = {name: _text(path, file, sample[name]) for name in wanted if name in sample}
-                yield Row(f"{path}, sample {key}", number, values)
+                texts = [name for name in wanted if name in sample and not sample[name].name.endswith(_PICTURES)]
+                values = {name: _text(path, file, sample[name]) for name in texts}
+                yield Row(f"{path}, sample {key}", number, values, key)
 
     def cells(wanted: Sequence[str]) -> Callable[[int], Cells]:
         walk = _walk(path, list(samples.values()), wanted)

@@ -1,17 +1,16 @@
-"""The verbs. Each is a function whose signature is its command line; nothing is imported before it is asked for."""
+"""The verbs. Each is a function whose signature is its command line; nothing is imported before it is asked for.
 
-import dataclasses
-import errno
-import importlib
-import keyword
-import logging
+Nor is what all verbs need: Ctrl-C while it is loaded is caught as later.
+"""
+
+from __future__ import annotations
+
 import os
-import select
 import sys
-from collections.abc import Callable, Sequence
 
-from diffalign import __version__, parsing
-from diffalign.records import InputError
+TYPE_CHECKING = False  # typing itself is not loaded here
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 VERBS = {
     "demo": ("diffalign.demo", "the whole loop on the embedded world, in minutes, without a GPU"),
@@ -32,8 +31,7 @@ VERBS = {
     "report": ("diffalign.report", "a run -> one HTML page and a picture"),
     "convert": ("diffalign.export", "a run or adapter -> files that diffusers, ComfyUI and A1111 load"),
 }
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+INTERRUPTED = "interrupted; the same command goes on"
 
 
 def main() -> None:
@@ -43,11 +41,28 @@ def main() -> None:
 
 def script(function: Callable[..., str], program: str) -> None:
     """Run a function of a script with the words of the command line, as `main` runs a verb's."""
-    carry_out(lambda: parsing.call(function, sys.argv[1:], program)())
+
+    def call() -> str:
+        from diffalign import parsing
+
+        return parsing.call(function, sys.argv[1:], program)()
+
+    carry_out(call)
 
 
 def carry_out(call: Callable[[], str]) -> None:
     """Print what a call says; exit 0 when it is done, 2 on a user's mistake (1 on a failed check), 130 on Ctrl-C."""
+    try:
+        _said(call)
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, 130)
+
+
+def _said(call: Callable[[], str]) -> None:
+    import logging
+
+    from diffalign.records import InputError
+
     logging.basicConfig(format="%(message)s")
     logging.getLogger("diffalign").setLevel(logging.INFO)
     try:
@@ -60,17 +75,26 @@ def carry_out(call: Callable[[], str]) -> None:
         # nothing is left to say, nor to flush at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on", 130)
     except OSError as error:
-        if error.errno not in NO_ROOM + UNWRITABLE:
+        if (remedy := _remedy(error)) is None:
             raise
-        remedy = "free some room" if error.errno in NO_ROOM else "choose a folder that can be written"
         _fail(f"{error.filename or 'output'}: {error.strerror}; {remedy} and run the same command again", 2)
+
+
+def _remedy(error: OSError) -> str | None:
+    """What a user can do about it; None where nothing is known."""
+    from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
+
+    if error.errno in (ENOSPC, EDQUOT, EFBIG):
+        return "free some room"
+    taken = (EACCES, EPERM, EROFS, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG, ELOOP)
+    return "choose a folder that can be written" if error.errno in taken else None
 
 
 def _unread() -> bool:
     """Whether whoever read what is printed has closed it, as `head` does: other pipes break too, say a tracker's."""
+    import select
+
     asked = select.poll()
     asked.register(sys.stdout.fileno(), 0)
     return bool(asked.poll(0))
@@ -82,6 +106,9 @@ def _fail(message: str, status: int) -> None:
 
 
 def _run(words: Sequence[str]) -> str:
+    from diffalign import __version__
+    from diffalign.records import InputError
+
     if not words or words[0] in ("-h", "--help"):
         lines = "\n".join(f"  {verb:<12} {what}" for verb, (_, what) in VERBS.items())
         return f"usage: diffalign VERB … (diffalign VERB --help says more)\n\n{lines}"
@@ -95,6 +122,11 @@ def _run(words: Sequence[str]) -> str:
         raise InputError(f"no verb {verb!r}{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(VERBS)})")
     if verb in ("train", "cache", "doctor"):
         return _recipe(verb, rest)
+    import importlib
+    import keyword
+
+    from diffalign import parsing
+
     name = f"{verb}_" if keyword.iskeyword(verb) else verb.replace("-", "_")
     function = vars(importlib.import_module(VERBS[verb][0]))[name]
     return parsing.call(function, rest, f"diffalign {verb}")()
@@ -102,12 +134,17 @@ def _run(words: Sequence[str]) -> str:
 
 def _recipe(verb: str, words: list[str]) -> str:
     """`train RECIPE [--field value …]`: the recipe's run, its values overlaid by typed flags of its own classes."""
+    from diffalign.records import InputError
+
     card = " [--card h200]" if verb == "doctor" else ""
     usage = f"usage: diffalign {verb} RECIPE{card} [--data DIR] [--out DIR] [--objective.beta 2000 …]"
     if words and words[0] in ("-h", "--help"):
         return f"{usage}\n\n{VERBS[verb][1]}; `diffalign {verb} RECIPE --help` lists the recipe's own flags"
     if not words or words[0].startswith("-"):
         raise InputError(usage)
+    import dataclasses
+
+    from diffalign import parsing
     from diffalign.recipes import load_recipe
     from diffalign.run import Run
 

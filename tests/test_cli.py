@@ -74,6 +74,30 @@ def test_another_pipe_that_breaks_is_an_error() -> None:
     assert done.stderr.endswith(b"BrokenPipeError: a tracker\n")
 
 
+@pytest.mark.parametrize("slow", ["pyarrow", "tyro", "torch"])
+def test_ctrl_c_while_a_command_still_imports_is_one_line(slow: str, tmp_path: Path) -> None:
+    """Python itself has started, and nothing but its own modules is loaded."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / f"{slow}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = [str(tmp_path / "fake"), str(Path(__file__).parent.parent)]
+    done = subprocess.run(
+        [sys.executable, "-m", "diffalign", "train", "shapes_dpo"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "diffalign: interrupted; the same command goes on\n"
+
+
+def test_before_its_first_statement_a_command_loads_nothing_but_python() -> None:
+    """What is loaded before cannot be interrupted in one line."""
+    code = "import os, sys; old = set(sys.modules); import diffalign.cli; print(*sorted(set(sys.modules) - old))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["__future__", "diffalign", "diffalign.cli"]
+
+
 def test_help_lists_every_verb(tmp_path: Path) -> None:
     for words in ([], ["--help"], ["-h"]):
         ended = run(*words, cwd=tmp_path)

@@ -53,7 +53,7 @@ def train_scorer(
 
     Args:
         pairs: Record folder of judgements, with their images in it or in its parents.
-        tower: A CLIP: folder in open_clip's or transformers' layout, hub id, or shapes/clip, the embedded one.
+        tower: A CLIP or SigLIP: folder in open_clip's or transformers' layout, hub id, or the embedded shapes/clip.
         out: Folder to write.
         mode: full trains towers and heads; head trains heads on embeddings that are computed once.
         dimensions: Dimensions of the judgements to learn, a head each; all of them where none is named.

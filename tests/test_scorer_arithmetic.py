@@ -1,6 +1,7 @@
 """Every public judge's number, computed a second time from its published tensors by other means."""
 
 import hashlib
+import json
 import math
 import pickle
 import re
@@ -11,6 +12,7 @@ import open_clip
 import PIL.Image
 import pytest
 import safetensors.torch
+import tiny
 import tiny_scorers
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from transformers import CLIPModel
 from diffalign import scorers
 from diffalign.records import InputError
 from diffalign.scorers import checkpoints, hps, mps, pixels, tokens
+from diffalign.scorers.dimensions import open_tower
 
 TEXTS = ["a red circle", "the cat’s “blue” square", "", "word " * 60]
 
@@ -283,6 +286,54 @@ def test_aesthetic_v2_5_is_the_head_on_siglips_normal_embedding(
         x = F.linear(x, state[f"scoring_head.layers.{i}.weight"], state[f"scoring_head.layers.{i}.bias"])
     found = scorers.load(f"aesthetic_v2.5={head},{tower}")(pictures, TEXTS)
     np.testing.assert_allclose(found, x[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+def test_siglips_towers_are_transformers(tmp_path: Path, pictures: list[PIL.Image.Image], resample: int) -> None:
+    from transformers import SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    words = tiny.t5_tokenizer()
+    folder = tiny_scorers.siglip_folder(tmp_path / "siglip", seed=8, tokenizer=words, resample=resample)
+    model, processor = SiglipModel.from_pretrained(folder).eval(), SiglipImageProcessorPil.from_pretrained(folder)
+    texts = ["a red circle", "the blue square", "", "ein haus", "word " * 50 + "house", "a red"]
+    ids = words(texts, padding="max_length", truncation=True, max_length=64, return_tensors="pt")["input_ids"]
+    seen = torch.stack([torch.as_tensor(np.asarray(processor(p)["pixel_values"][0])) for p in pictures])
+    with torch.no_grad():
+        made = model(input_ids=ids, pixel_values=seen)
+    tower = open_tower(folder)
+    assert tower.scale == pytest.approx(math.exp(4.0))
+    with torch.no_grad():
+        looked = tower.see(torch.stack([tower.preprocess(p) for p in pictures]))
+        read = tower.read(texts)
+    torch.testing.assert_close(F.normalize(looked, dim=-1), made.image_embeds, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(F.normalize(read, dim=-1), made.text_embeds, rtol=1e-5, atol=1e-5)
+
+
+def test_towers_that_are_none(tmp_path: Path) -> None:
+    folder = tiny_scorers.siglip_folder(tmp_path / "siglip", tokenizer=tiny.t5_tokenizer())
+    said = {name: json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")}
+    for name, change, wanted in (
+        (
+            "config.json",
+            {"model_type": "siglip2"},
+            r"siglip: is a siglip2, expected a CLIP or SigLIP in transformers' layout",
+        ),
+        (
+            "preprocessor_config.json",
+            {"resample": 1},
+            r"preprocessor_config.json: resample 1, expected 2 \(bilinear\) or 3",
+        ),
+        ("preprocessor_config.json", {"do_normalize": False}, r"rescaled and normalised"),
+        ("preprocessor_config.json", {"image_mean": 1}, r"is no configuration of an image processor"),
+    ):
+        (folder / name).write_text(json.dumps(said[name] | change))
+        with pytest.raises(InputError, match=wanted):
+            open_tower(folder)
+        (folder / name).write_text(json.dumps(said[name]))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"preprocessor_config.json: no such file"):
+        open_tower(folder)
 
 
 def test_ict_and_hp_and_their_product(tmp_path: Path, pictures: list[PIL.Image.Image]) -> None:

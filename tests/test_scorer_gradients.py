@@ -94,7 +94,14 @@ def test_prompts_have_no_gradient_and_weights_none(places: dict[str, str], pictu
 
 
 @pytest.mark.parametrize(
-    "resize", [pixels.Cropped(24, True), pixels.Cropped(24, False), pixels.Squashed(24), pixels.Padded(24, True)]
+    "resize",
+    [
+        pixels.Cropped(24, True),
+        pixels.Cropped(24, False),
+        pixels.Squashed(24),
+        pixels.Padded(24, True),
+        pixels.Squashed(24, bilinear=True),
+    ],
 )
 def test_smooth_pixels_miss_only_the_rounding(resize: pixels.Preprocess, pictures: list[PIL.Image.Image]) -> None:
     for image in pictures:

@@ -192,6 +192,13 @@ def readers(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         **{f"clip{how}": f"clip={tower}" for how, tower in towers.items()},
         **{f"clipscore in open_clip's layout{how}": f"clipscore={tower}" for how, tower in towers.items()},
         **{f"{name} on open_clip": f"trained={where}" for name, where in own.items()},
+        **{
+            f"trained on SigLIP {n}": f"trained={tiny_scorers.trained_folder(place / f'by-{n}', folder, width=32)}"
+            for n, folder in (
+                (1, tiny_scorers.first_siglip(place / "siglip-1", tiny.t5_tokenizer())),
+                (2, tiny_scorers.siglip_folder(place / "siglip-2", tokenizer=tiny.gemma_tokenizer())),
+            )
+        },
         "shapes_clip": "shapes_clip", "hpsv3": f"hpsv3={file},{base}",
         "vqascore": f"vqascore={tiny_vlm.folder(place / 'vlm')}",
         "judge": f"judge=vqascore,local,{tiny_vlm.folder(place / 'loud', loud=8.0)}",

@@ -65,11 +65,12 @@ def test_croppers_differ_where_the_margin_is_odd() -> None:
 
 
 @every
-def test_squashed_is_siglips(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_squashed_is_siglips(size: tuple[int, int], bilinear: bool) -> None:
     image = picture(size)
-    processor = SiglipImageProcessorPil(size={"height": 24, "width": 24})
+    processor = SiglipImageProcessorPil(size={"height": 24, "width": 24}, resample=2 if bilinear else 3)
     wanted = torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]))
-    torch.testing.assert_close(pixels.Squashed(24)(image), wanted, rtol=0, atol=5e-7)
+    torch.testing.assert_close(pixels.Squashed(24, bilinear=bilinear)(image), wanted, rtol=0, atol=5e-7)
 
 
 @every

@@ -107,3 +107,47 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="cannot load it"):
         tokens.clip(tmp_path)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_siglips_tokens_are_its_own_in_small_letters_padded_to_the_end(generation: int, tmp_path: Path) -> None:
+    place = tmp_path / "siglip"
+    if generation == 1:
+        own = tiny.t5_tokenizer()
+        tiny_scorers.first_siglip(place, own)
+    else:
+        own = tiny.gemma_tokenizer()
+        tiny_scorers.siglip_folder(place, tokenizer=own)
+    found = tokens.siglip(place, 64)(TEXTS)
+    assert found.keys() == {"input_ids"}, "it learnt without a mask"
+    assert found["input_ids"].shape == (len(TEXTS), 64)
+    plain = [
+        "a red circle",
+        "the cat’s “blue” square amp ﬁsh",
+        "",
+        "😀 ein großes haus 猫",
+        "word " * 499 + "word",
+        "a red circle",
+    ]
+    if generation == 2:
+        plain[1], plain[3], plain[4] = "the cat’s “blue” square &amp; ﬁsh", "😀 ein großes haus, 猫", "word " * 500
+    wanted = own(
+        plain, padding="max_length", truncation=True, max_length=64, return_tensors="pt", padding_side="right"
+    )["input_ids"]
+    assert (found["input_ids"] == wanted).all()
+    same = tokens.siglip(place, 64)(["A Red Circle!", "a red  circle"])["input_ids"]
+    assert (same[0] == same[1]).all() == (generation == 1), "its punctuation and spaces do not count"
+    special = {own.convert_tokens_to_ids(t) for t in own.all_special_tokens} - {own.unk_token_id}
+    for text, ids in zip(INJECTIONS, tokens.siglip(place, 64)(INJECTIONS)["input_ids"].tolist(), strict=True):
+        words = [n for n, i in enumerate(ids) if i not in special]
+        assert len(words) > 4
+        assert words == list(range(words[0], words[-1] + 1)), text
+
+
+def test_siglip_folders_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no tokenizer.json"):
+        tokens.siglip(tmp_path, 64)
+    tiny.t5_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+        tokens.siglip(tmp_path, 64)

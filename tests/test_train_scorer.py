@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.torch
+import tiny
 import tiny_scorers
 import torch
 
@@ -63,6 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("train-scorer")
     world(found)
     tiny_scorers.clip_folder(found / "clip")
+    tiny_scorers.first_siglip(found / "siglip", tiny.t5_tokenizer())
     return found
 
 
@@ -185,11 +187,12 @@ def test_heads_learn_two_dimensions_and_score_takes_them(place: Path, monkeypatc
     assert f"{PROMPTS * EACH} images scored by heads:light" in told
 
 
-@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+@pytest.mark.parametrize("layout", ["transformers", "open_clip", "siglip"])
 def test_towers_learn_and_a_cut_run_ends_in_the_same_bytes(
     layout: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tower = str(place / "clip") if layout == "transformers" else "shapes/clip"
+    towers = {"transformers": str(place / "clip"), "open_clip": "shapes/clip", "siglip": str(place / "siglip")}
+    tower = towers[layout]
     flags = {"tower": tower, "dimensions": ("light",), "steps": 8, "batch": 16, "every": 4, "lr": 1e-3, "hidden": 0}
     step, count = fitting._step, [0]
 
@@ -217,6 +220,11 @@ def test_towers_learn_and_a_cut_run_ends_in_the_same_bytes(
     image = PIL.Image.open(io.BytesIO(picture(3, 5)))
     assert np.isfinite(before([image], ["thing 3"])).all()
     # the towers lie in their own layout, and did learn
+    if layout == "siglip":
+        names = ("tokenizer.json", "preprocessor_config.json", "config.json", "model.safetensors")
+        bits = {name: [(folder / name).read_bytes() for folder in (whole / "tower", Path(tower))] for name in names}
+        assert [name for name, (new, old) in bits.items() if new != old] == ["model.safetensors"]
+        return
     layouts = {"transformers": ("pickscore", str(place / "clip")), "open_clip": ("clip", "")}
     name, old = layouts[layout]
     new = scorers.load(f"{name}={whole / 'tower'}")([image], ["thing 3"])

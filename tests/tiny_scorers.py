@@ -217,13 +217,27 @@ def save_safely(state: dict[str, torch.Tensor], path: Path) -> Path:
     return path
 
 
-def siglip_folder(place: Path, seed: int = 0) -> Path:
-    """SigLIP with both towers, as Google publishes it; only the image tower is used."""
+def siglip_folder(
+    place: Path, seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None, resample: int = 3
+) -> Path:  # fmt: skip
+    """SigLIP with both towers, as Google publishes it, for its image tower alone where no tokenizer is given."""
     from transformers import SiglipConfig, SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision, text = {"image_size": 24, "patch_size": 8, **sizes}, {"vocab_size": 50, **sizes}
+    vision, text = {"image_size": 24, "patch_size": 8, **sizes}, {"vocab_size": len(tokenizer or range(50)), **sizes}
     stirred(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)), seed).save_pretrained(place)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
+        SiglipImageProcessorPil(size={"height": 24, "width": 24}, resample=resample).save_pretrained(place)
+    return place
+
+
+def first_siglip(place: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Path:
+    """SigLIP with the tokenizer that the first of them had, by its published name."""
+    siglip_folder(place, seed, tokenizer)
+    said = json.loads((place / "tokenizer_config.json").read_text())
+    (place / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": "SiglipTokenizer"}))
     return place
 
 
@@ -266,13 +280,13 @@ def mps_folder(place: Path, seed: int = 0) -> Path:
     return place
 
 
-def trained_folder(place: Path, tower: Path, seed: int = 0) -> Path:
+def trained_folder(place: Path, tower: Path, seed: int = 0, width: int = 16) -> Path:
     """What `train-scorer --mode head` writes: two heads on towers that lie elsewhere."""
     from diffalign.scorers.checkpoints import revision
     from diffalign.scorers.dimensions import Heads
 
     place.mkdir(parents=True)
-    heads = stirred(Heads(16, 2, 8), seed)
+    heads = stirred(Heads(width, 2, 8), seed)
     with torch.no_grad():
         heads.log_scale.fill_(1.0)
     save_safely(heads.state_dict(), place / "head.safetensors")

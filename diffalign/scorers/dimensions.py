@@ -1,5 +1,6 @@
 """What a trained scorer computes: embeddings of both towers, and a head for each dimension of what was judged."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from torch import nn
 
 from diffalign.records import InputError
 from diffalign.scorers import openclip
-from diffalign.scorers.checkpoints import device, fit, read
+from diffalign.scorers.checkpoints import device, fit, folder_of, read
 from diffalign.scorers.networks import Networks, Remembered
 from diffalign.scorers.tokens import clip
-from diffalign.scorers.towers import Towers, normal
+from diffalign.scorers.towers import SiglipTowers, Towers, normal
 from diffalign.scorers.trained import HEAD, Card
 from diffalign.weights import settle_header
 
@@ -32,12 +33,26 @@ class Tower:
 
 
 def open_tower(folder: Path) -> Tower:
-    """The towers of an open_clip folder, else of one in transformers' layout with the tokenizer and crop of that."""
+    """The towers of an open_clip folder, else of a CLIP or SigLIP in transformers' layout with that one's tokenizer and
+    resizing. Raises InputError for other models.
+    """
     if any((folder / name).is_file() for name in openclip.WEIGHTS):
         found = openclip.OpenClip(folder)
         return Tower(found.model, found.see, found.read, found.preprocess, found.towers, found.scale)
-    both = Towers(folder, clip(folder), "floor")
+    kind = _kind(folder_of(folder) / "config.json")
+    if kind not in ("clip", "siglip"):
+        raise InputError(
+            f"{folder}: is a {kind}, expected a CLIP or SigLIP in transformers' layout, or an open_clip folder"
+        )
+    both = SiglipTowers(folder) if kind == "siglip" else Towers(folder, clip(folder), "floor")
     return Tower(both.model, both.seen, both.read, both.preprocess, both.parts, both.scale)
+
+
+def _kind(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "clip"))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is no configuration of a model ({error})") from None
 
 
 def write_tower(folder: Path, tower: Tower, place: Path) -> None:

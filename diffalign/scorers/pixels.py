@@ -20,7 +20,7 @@ from diffalign.decoding import flat
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
-_BICUBIC = PIL.Image.Resampling.BICUBIC
+_BICUBIC, _BILINEAR = PIL.Image.Resampling.BICUBIC, PIL.Image.Resampling.BILINEAR
 
 
 class Preprocess(ABC):
@@ -70,17 +70,23 @@ class Cropped(Preprocess):
 
 @dataclass(frozen=True)
 class Squashed(Preprocess):
-    """Both edges to `size` (bicubic, PIL, 8 bits), the aspect ratio lost; values in [-1, 1], as SigLIP's processor."""
+    """Both edges to `size` (PIL, 8 bits), the aspect ratio lost; values in [-1, 1], as SigLIP's processor.
+
+    bilinear: as that of SigLIP 2; else bicubic.
+    """
 
     size: int
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
+    bilinear: bool = False
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        return normalised(unit(flat(image).resize((self.size, self.size), _BICUBIC)), self.mean, self.std)
+        how = _BILINEAR if self.bilinear else _BICUBIC
+        return normalised(unit(flat(image).resize((self.size, self.size), how)), self.mean, self.std)
 
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
-        return normalised(resized(x, self.size, self.size), self.mean, self.std)
+        x = resized(x, self.size, self.size, how="bilinear" if self.bilinear else "bicubic")
+        return normalised(x, self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -147,10 +153,12 @@ def patched(x: torch.Tensor, side: int, merge: int, frames: int) -> torch.Tensor
     return rows[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
 
 
-def resized(x: torch.Tensor, height: int, width: int, *, antialias: bool = True) -> torch.Tensor:
-    """Pixels (3, h, w) brought to another size, bicubic on floats."""
+def resized(
+    x: torch.Tensor, height: int, width: int, *, antialias: bool = True, how: str = "bicubic"
+) -> torch.Tensor:  # fmt: skip
+    """Pixels (3, h, w) brought to another size, on floats."""
     return functional.interpolate(
-        x[None], (height, width), mode="bicubic", align_corners=False, antialias=antialias
+        x[None], (height, width), mode=how, align_corners=False, antialias=antialias
     )[0]  # fmt: skip
 
 

@@ -5,6 +5,8 @@ and resolves HTML entities; that of transformers does none of it.
 """
 
 import functools
+import json
+import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from diffalign.records import InputError
 from diffalign.scorers.plain import apart, normaliser, pattern
 
 Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
+# how folders call the tokenizer of the first SigLIP
+_FIRST = ("SiglipTokenizer", "SiglipTokenizerFast")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @functools.cache
@@ -60,6 +65,39 @@ def bert(folder: Path, length: int) -> Tokenize:
     from transformers import BertTokenizer
 
     return _huggingface(BertTokenizer, folder, length)
+
+
+def siglip(folder: Path, length: int) -> Tokenize:
+    """The tokenizer in a SigLIP folder (tokenizer.json): ids cut or padded (at the end) to `length`, without mask.
+
+    So it learnt. Prompts are in small letters, and for the first SigLIP without punctuation, as its own tokenizer does
+    where it is no such file.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    said = folder / "tokenizer_config.json"
+    if not (folder / "tokenizer.json").is_file() or not said.is_file():
+        raise InputError(f"{folder}: holds no tokenizer.json and tokenizer_config.json")
+    try:
+        first = json.loads(said.read_text(encoding="utf-8")).get("tokenizer_class") in _FIRST
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, padding_side="right")
+    except Exception as error:  # tokenizers raise Exception itself
+        raise InputError(f"{folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: its tokenizer names no padding")
+    special, normalise = pattern(tokenizer.all_special_tokens), normaliser(tokenizer)
+
+    def tokenize(prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        texts = [apart(_plain(prompt) if first else prompt.lower(), special, normalise) for prompt in prompts]
+        found = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return {"input_ids": found["input_ids"]}
+
+    return tokenize
+
+
+def _plain(text: str) -> str:
+    """In small letters, without ASCII's punctuation, one space between words."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
 def _huggingface(kind: type, folder: Path, length: int) -> Tokenize:

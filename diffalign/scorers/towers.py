@@ -1,5 +1,6 @@
 """Two towers of the CLIP family in transformers' layout: what PickScore, CLIPScore and their relatives stand on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from torch import nn
 from diffalign.records import InputError
 from diffalign.scorers.checkpoints import device, open_pretrained
 from diffalign.scorers.networks import Remembered
-from diffalign.scorers.pixels import Cropped
-from diffalign.scorers.tokens import Tokenize
+from diffalign.scorers.pixels import HALF, Cropped, Squashed
+from diffalign.scorers.tokens import Tokenize, siglip
 
 # The vocabulary of OpenAI's tokenizer, of which open_clip ships the merges.
 VOCABULARY = 49408
@@ -53,6 +54,55 @@ class Towers:
         """Prompt embeddings, not normalised, (prompts, dimension)."""
         tokens = {name: ids.to(self.model.device) for name, ids in self.tokenize(prompts).items()}
         return wide(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
+
+
+class SiglipTowers:
+    """Image and text embeddings of a SiglipModel (SigLIP, and SigLIP 2 of one resolution), float32.
+
+    A text's is that of its last place, which is padding in most; so prompts are padded as it learnt. Raises InputError
+    for weights that do not fit, or a way of resizing that is not known.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import SiglipModel
+
+        self.model = open_pretrained(SiglipModel, folder).to(device())
+        vision = self.model.config.vision_config
+        if not vision.vision_use_head:
+            raise InputError(f"{folder}: its image tower has no pooling head, so it gives no embedding")
+        self.tokenize = siglip(folder, self.model.config.text_config.max_position_embeddings)
+        self.preprocess = _squashed(folder / "preprocessor_config.json", vision.image_size)
+        self.scale = float(self.model.logit_scale.exp())
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The networks, without temperature and bias."""
+        return self.model.vision_model, self.model.text_model
+
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Image embeddings, not normalised, (images, dimension)."""
+        return wide(self.model.vision_model(pixels).pooler_output)
+
+    def read(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Prompt embeddings, not normalised, (prompts, dimension)."""
+        ids = self.tokenize(prompts)["input_ids"].to(self.model.device)
+        return wide(self.model.text_model(ids).pooler_output)
+
+
+def _squashed(path: Path, size: int) -> Squashed:
+    """How a SigLIP folder's image processor resizes and normalises; raises InputError where it does otherwise."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it says how pictures are resized")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        how = said.get("resample", 3)
+        mean, std = (tuple(map(float, said.get(f"image_{what}", HALF))) for what in ("mean", "std"))
+        plain = {said.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")} == {True}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is no configuration of an image processor ({error})") from None
+    if how not in (2, 3) or not plain or (len(mean), len(std)) != (3, 3):
+        raise InputError(f"{path}: resample {how}, expected 2 (bilinear) or 3 (bicubic), rescaled and normalised")
+    return Squashed(size, mean, std, bilinear=how == 2)
 
 
 def normal(features: torch.Tensor) -> torch.Tensor:

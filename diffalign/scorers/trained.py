@@ -11,7 +11,7 @@ from diffalign.scorers.checkpoints import TOKENIZER, WEIGHTS, locate, revision
 
 FORMAT = 1
 CARD, HEAD, TOWER = "scorer.json", "head.safetensors", "tower"
-_FILES = ("config.json", "open_clip_config.json", *WEIGHTS[:2], "*.safetensors", *TOKENIZER)
+_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", *WEIGHTS[:2], "*.safetensors", *TOKENIZER)
 
 
 @dataclass(frozen=True)

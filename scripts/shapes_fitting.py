@@ -104,7 +104,7 @@ def _resume(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, mean
     return data["step"]
 
 
-def note(work: Path, name: str, **numbers: float | int | str) -> None:
+def note(work: Path, name: str, **numbers: object) -> None:
     """Add measured numbers to `figures.json` in the work folder, from which the README of the assets is written."""
     path = work / "figures.json"
     known = json.loads(path.read_text()) if path.exists() else {}

@@ -190,7 +190,8 @@ def _parts(folder: Path, table: str) -> list[Path]:
 
 
 def _broken(path: Path, error: BaseException) -> InputError:
-    return InputError(f"{path}: is not a whole Parquet file ({str(error).splitlines()[0][:80]}); run its stage again")
+    first = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+    return InputError(f"{path}: is not a whole Parquet file ({first}); run its stage again")
 
 
 def _read_part(path: Path, table: str, columns: Sequence[str] | None) -> pa.Table:

@@ -1,6 +1,5 @@
 """metrics.jsonl -> curves: lines, axes and points in the units of an SVG view box, ready to be drawn by a template."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diffalign import entries
 from diffalign.records import InputError
 
 WIDTH, HEIGHT = 560, 240
@@ -100,37 +100,21 @@ CHARTS = (
         noisy=False,
     ),
 )
-FIELDS = ("step", "saturation", "contrast", *(name for chart in CHARTS for name, _ in chart.lines))
+FIELDS = ("saturation", "contrast", *(name for chart in CHARTS for name, _ in chart.lines))
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The lines of metrics or of evaluations, and a note where the last one was cut short (it is then left out).
+    """The lines of metrics or of evaluations as `entries.lines` reads them.
 
-    Raises InputError naming file and row for any other line that is not a JSON object, and the field where a known
-    metric is not a number.
+    Raises InputError as that does, and naming the field where a known metric is not a number.
     """
-    lines = path.read_bytes().split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return rows, f"The last line of {path.name} (row {number}) was cut short and is left out."
-            raise InputError(f"{path}, row {number}: is not JSON, expected one object a line") from None
-        _check(entry, f"{path}, row {number}")
-        rows.append(entry)
-    return rows, None
-
-
-def _check(entry: Any, where: str) -> None:
-    if not isinstance(entry, dict) or "step" not in entry:
-        raise InputError(f"{where}: expected an object with the field 'step'")
-    for name in FIELDS:
-        if name in entry and (isinstance(entry[name], bool) or not isinstance(entry[name], int | float)):
-            raise InputError(f"{where}, field {name!r}: is {entry[name]!r}, expected a number")
+    rows, cut = entries.lines(path)
+    for number, entry in enumerate(rows, 1):
+        for name in FIELDS:
+            if name in entry and (isinstance(entry[name], bool) or not isinstance(entry[name], int | float)):
+                where = f"{path}, row {number}, field {name!r}"
+                raise InputError(f"{where}: is {entry[name]!r}, expected a number")
+    return rows, cut
 
 
 def draw(rows: Sequence[dict[str, Any]], chart: Chart) -> Drawn | None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from diffalign import folders
+from diffalign import entries, folders
 from diffalign.comparing import compare
 from diffalign.manifest import clear, is_temporary
 from diffalign.pairing import pair
@@ -81,7 +81,7 @@ def run_demo(out: Path, seed: int, backbone: str, sizes: Sizes) -> dict[str, Any
     state = _found(out, asked)
     path = out / "result.json"
     if path.is_file() and (out / "report.html").is_file():
-        return json.loads(path.read_text())
+        return _finished(path)
     todo = plan(out, seed, backbone, sizes)
     clear(path, *(out / name for name in ("demo.json", "commands.sh", "prompts/train.txt", "prompts/test.txt")))
     _write_json(out / "demo.json", state)
@@ -107,6 +107,8 @@ def _found(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
         try:
             state = json.loads(path.read_text())
             changed = [f"{k} = {state[k]!r}, not {v!r}" for k, v in asked.items() if state[k] != v]
+            for done in dict(state["stages"]).values():
+                float(done["seconds"]), float(done["peak_rss_mib"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is damaged ({type(error).__name__}: {error}); choose another --out") from None
         if changed:
@@ -115,6 +117,17 @@ def _found(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(not is_temporary(entry) for entry in out.iterdir())):
         raise InputError(f"{out}: is not empty and holds no demonstration; choose another --out")
     return {**asked, "stages": {}}
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """`result.json` of a finished demonstration; raises InputError where it does not hold what is said of one."""
+    try:
+        found = entries.whole(path)
+        in_words(found)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: is damaged ({said}); delete it, and the same command writes it again") from None
+    return found
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffalign import adapters, backbones, card, checkpoint, folders, journal, weights
+from diffalign import adapters, backbones, card, checkpoint, entries, folders, weights
 from diffalign.backbones import SD, SD3, SDXL, Flux, QwenImage, Sana, ZImage, mmdit_file, single_file
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.lora import check_alone
@@ -55,7 +55,7 @@ def convert(
         push: Hub id "owner/name" to upload a folder to.
     """
     home = source.parent if (source / "state.json").is_file() else source
-    run = journal.read(home)["run"] if (home / "run.json").is_file() else {}
+    run = entries.settings(home)["run"] if (home / "run.json").is_file() else {}
     model, config = model or run.get("model", ""), config or run.get("config", "")
     full = run.get("policy", {}).get("class", "").endswith(":Full")
     _check(source, to, out, model, full=full, push=push)

@@ -1,12 +1,11 @@
-"""What a run folder says: the resolved run, and what `compare` found between base and policy."""
+"""What `compare` found between base and policy of a run."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign import folders, pictures
+from diffalign import entries, folders, pictures
 from diffalign.pictures import Cell
 from diffalign.records import InputError
 from diffalign.scorers import judge_of
@@ -52,32 +51,6 @@ class Evaluation:
         return min(self.verdicts, key=lambda v: (v.trained is True, v.name != "gold", v.share))
 
 
-def settings(run: Path) -> dict[str, Any]:
-    """`run.json` of a run folder; raises InputError where it is missing, not JSON, or lacks what a run has."""
-    path = run / "run.json"
-    if not path.is_file():
-        raise InputError(f"{run}: holds no run.json, so it is not a run folder")
-    found = _json(path)
-    _expect(isinstance(found.get("run"), dict), path, "run", "an object")
-    for name, kind in (("model", str), ("steps", int), ("objective", dict)):
-        _expect(isinstance(found["run"].get(name), kind), path, f"run.{name}", f"a value of type {kind.__name__}")
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from None
-    _expect(isinstance(found, dict), path, "(whole file)", "an object")
-    return found
-
-
-def _expect(condition: bool, path: Path, field: str, what: str) -> None:
-    if not condition:
-        raise InputError(f"{path}, field {field}: expected {what}")
-
-
 def evaluation(run: Path, settings: dict[str, Any]) -> Evaluation | None:
     """What RUN/compare holds, None where nothing was compared; `settings` is the resolved run.
 
@@ -87,14 +60,14 @@ def evaluation(run: Path, settings: dict[str, Any]) -> Evaluation | None:
     path = run / "compare" / "compare.json"
     if not path.is_file():
         return None
-    data = _json(path)
+    data = entries.whole(path)
     for name, kind in (("a", str), ("b", str), ("prompts", int), ("scorers", dict)):
-        _expect(isinstance(data.get(name), kind), path, name, f"a value of type {kind.__name__}")
-    _expect(bool(data["scorers"]), path, "scorers", "at least one scorer")
+        entries.expect(isinstance(data.get(name), kind), path, name, f"a value of type {kind.__name__}")
+    entries.expect(bool(data["scorers"]), path, "scorers", "at least one scorer")
     for scorer, numbers in data["scorers"].items():
         for name in NUMBERS:
             good = isinstance(numbers, dict) and isinstance(numbers.get(name), int | float)
-            _expect(good, path, f"scorers.{scorer}.{name}", "a number")
+            entries.expect(good, path, f"scorers.{scorer}.{name}", "a number")
     before, after = (Path(os.path.normpath(path.parent / data[name])) for name in ("a", "b"))
     try:
         cells, note = pictures.cells(before, after), None
@@ -120,9 +93,8 @@ def training_judges(run: Path, settings: dict[str, Any]) -> frozenset[str]:
     """
     data, out = Path(settings.get("data") or "."), settings.get("out") or "."
     for place in (Path(os.path.normpath(run / os.path.relpath(data, out))), data):
-        manifest = place / "diffalign.json"
-        if manifest.is_file() and _json(manifest).get("stage") == "pair":
-            if named := _json(manifest)["arguments"].get("scorer"):
+        if (place / "diffalign.json").is_file() and (manifest := folders.load(place)).stage == "pair":
+            if named := manifest.arguments.get("scorer"):
                 return frozenset(map(judge_of, named.split(" + ")))  # as `pair` writes several
             known = frozenset(map(judge_of, _scorers(place)))
             return known if len(known) == 1 else frozenset()

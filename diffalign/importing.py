@@ -190,11 +190,11 @@ def _write(out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch:
     for number in track(range(batches), "import", batches):
         taken = list(itertools.islice(entries, batch))
         notes = out / "refused" / f"part-{number:05d}.json"
-        if notes.is_file() and folders.is_whole(out, "images", number, {}):
+        known = _noted(notes) if folders.is_whole(out, "images", number, {}) else None
+        if known is not None:
             stored.remember(folders.leading(out, "images", number, {}))
             stored.name(folders.leading(out, "judgements", number, {}))
-            found = json.loads(notes.read_text(encoding="utf-8"))
-            total.add(_Tally([RowError(*row) for row in found["errors"]], Counter(found["lost"])))
+            total.add(known)
             continue
         rows: list[Judgement] = []
         images: list[Image] = []
@@ -214,6 +214,15 @@ def _write(out: Path, plan: _Plan, places: Mapping[Path, Sequence[Path]], batch:
         folders.write_part(out, "images", number, images)
         total.add(tally)
     return total
+
+
+def _noted(path: Path) -> _Tally | None:
+    """What was noted of a part when it was written; None where that is not there, or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+        return _Tally([RowError(*row) for row in found["errors"]], Counter(dict(found["lost"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _one(

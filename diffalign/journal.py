@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffalign import folders, weights
-from diffalign.manifest import naming
+from diffalign import entries, folders, weights
+from diffalign.manifest import is_temporary, naming
 from diffalign.records import InputError
 from diffalign.run import Frozen, LoRA, Run, to_data
 
@@ -14,7 +14,9 @@ _FREE = ("out", "cache", "push", "gradient_checkpointing", "log_every", "save_ev
 
 
 def describe(out: Path, run: Run, recipe: dict[str, str], threads: int) -> dict[str, Any]:
-    """What `claim` writes of a run; raises InputError where `out` holds another one, naming the fields that differ."""
+    """What `claim` writes of a run; raises InputError where `out` holds another one, naming the fields that differ,
+    or something else.
+    """
     data = {
         "run": to_data(run),
         "recipe": recipe,
@@ -26,17 +28,36 @@ def describe(out: Path, run: Run, recipe: dict[str, str], threads: int) -> dict[
     }
     path = out / "run.json"
     if path.exists():
-        found = read(out)
+        found = entries.settings(out)
         same = {k: v for k, v in found["run"].items() if k not in _FREE}
         changed = differences(same, {k: v for k, v in data["run"].items() if k not in _FREE})
-        changed += differences(found["data"], data["data"], "data (content)")
-        changed += differences(found["starts"], data["starts"], "content of")
-        changed += differences(found["threads"], threads, "threads")
+        changed += differences(found.get("data"), data["data"], "data (content)")
+        changed += differences(found.get("starts"), data["starts"], "content of")
+        changed += differences(found.get("threads"), threads, "threads")
         if changed:
             raise InputError(f"{out}: holds another run ({'; '.join(changed)}); choose another --out or the old values")
     elif (out / "metrics.jsonl").exists() or (out / "policy").exists():
         raise InputError(f"{out}: holds results without a run.json; choose another --out")
+    require_free(run)
     return data
+
+
+def require_free(run: Run) -> None:
+    """Raise InputError where `out` holds anything but this run's cache and is no run folder yet.
+
+    Nor is it refused where the run's data lie in it: so `demo` has the whole loop in one folder.
+    """
+    out = Path(run.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder or a new name")
+    if (out / "run.json").exists() or not out.exists():
+        return
+    if (out / "diffalign.json").exists():
+        raise InputError(f"{out}: holds the output of `{folders.load(out).stage}`; choose another --out")
+    here, cache, data = out.resolve(), Path(run.cache or out / "cache").resolve(), Path(run.data).resolve()
+    others = [e for e in here.iterdir() if not is_temporary(e) and not cache.is_relative_to(e)]
+    if others and not data.is_relative_to(here):
+        raise InputError(f"{out}: is not empty and holds no run; choose another --out")
 
 
 def claim(out: Path, data: dict[str, Any]) -> None:
@@ -58,35 +79,21 @@ def _starts(run: Run) -> dict[str, str]:
     return found
 
 
-def read(out: Path) -> dict[str, Any]:
-    """`run.json` of a run folder; raises InputError where it is missing or not JSON."""
-    path = out / "run.json"
-    if not path.is_file():
-        raise InputError(f"{out}: holds no run.json, so it is not a run folder")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from None
-
-
 def trim(path: Path, step: int) -> None:
-    """Drop the lines after `step` of a file with one step a line, and a line cut short by an interruption."""
+    """Drop the lines after `step` of a file with one step a line, and a line cut short by an interruption.
+
+    Raises InputError as `entries.lines` does.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if entry["step"] <= step:
-            kept.append(line + "\n")
-    folders.write_atomically(path, "".join(kept).encode())
+    rows = entries.lines(path)[0]
+    kept = [line for line, row in zip(path.read_bytes().split(b"\n"), rows, strict=False) if row["step"] <= step]
+    folders.write_atomically(path, b"".join(line + b"\n" for line in kept))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The lines of such a file, none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return entries.lines(path)[0] if path.exists() else []
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:

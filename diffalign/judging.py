@@ -82,7 +82,16 @@ def _pairs(images: Path, most: int, seed: int) -> list[_Two]:
 
 def _whole(out: Path, number: int, cut: Sequence[_Two]) -> bool:
     expected = {"images": [[a, b] for _, a, b in cut]}
-    return _beside(out, number).is_file() and folders.is_whole(out, "judgements", number, expected)
+    return _kept(out, number) is not None and folders.is_whole(out, "judgements", number, expected)
+
+
+def _kept(out: Path, number: int) -> list[Comparison] | None:
+    """The comparisons of a batch as they were written beside it; None where they are not there, or damaged."""
+    try:
+        said = json.loads(_beside(out, number).read_bytes())
+        return [Comparison(e["p"], lean=e["lean"], consistent=e["consistent"], reason=e["reason"]) for e in said]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _beside(out: Path, number: int) -> Path:
@@ -115,8 +124,7 @@ def _record(two: _Two, found: Comparison, source: str, rater: str) -> Judgement:
 
 def _summary(out: Path, parts: int) -> str:
     """What was decided, and how far the order of the images decided it."""
-    said = [entry for n in range(parts) for entry in json.loads(_beside(out, n).read_text(encoding="utf-8"))]
-    found = [Comparison(e["p"], lean=e["lean"], consistent=e["consistent"], reason=e["reason"]) for e in said]
+    found = [comparison for n in range(parts) for comparison in _kept(out, n) or []]
     bias = position_bias(found)
     counts = Counter(row["status"] for row in folders.read(out, "judgements", ["status"]).to_pylist())
     kinds = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(counts.items()))

@@ -107,6 +107,10 @@ def load(folder: Path) -> Manifest:
         if found["format"] != FORMAT:
             raise InputError(f"{path}: format {found['format']}, this version reads {FORMAT}")
         manifest = Manifest(**{**found, "parents": tuple(found["parents"]), "extends": tuple(found["extends"])})
+        if odd := [v for v in (manifest.arguments, manifest.counts, *manifest.parents) if not isinstance(v, dict)]:
+            raise TypeError(f"{odd[0]!r}, expected an object")
+        if lost := next((n for entry in manifest.parents for n in ("path", "fingerprint") if n not in entry), None):
+            raise KeyError(lost)
         if manifest.stage not in STAGES or not isinstance(manifest.batches, int):
             raise InputError(f"{path}: stage {manifest.stage!r}, expected one of {', '.join(STAGES)}")
     except InputError:

@@ -12,8 +12,9 @@ from pathlib import Path
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.PngImagePlugin
 
-from diffalign import folders
+from diffalign import decoding, folders
 from diffalign.records import digest
 
 LARGEST = 512
@@ -109,7 +110,10 @@ def data_uri(data: bytes) -> str:
 
 
 def grid(chosen: Sequence[Cell], images: Mapping[str, bytes], names: tuple[str, str], caption: str) -> bytes:
-    """PNG of the cells, four a row: both pictures side by side, which is which above them, the prompt below."""
+    """PNG of the cells, four a row: both pictures side by side, which is which above them, the prompt below.
+
+    The caption stands below them all, and as the file's title.
+    """
     side, gap, margin = SIDE * SCALE, GAP * SCALE, MARGIN * SCALE
     small, line = PIL.ImageFont.load_default(13 * SCALE), 17 * SCALE
     texts = [textwrap.wrap(c.text, 38, max_lines=4, placeholder=" …") for c in chosen]
@@ -134,8 +138,19 @@ def grid(chosen: Sequence[Cell], images: Mapping[str, bytes], names: tuple[str, 
     for row, text in enumerate(foot):
         pen.text((margin, margin + sum(heights) + row * line), text, fill="#8a8f98", font=small)
     sink = io.BytesIO()
-    sheet.save(sink, format="PNG", optimize=True)
+    title = PIL.PngImagePlugin.PngInfo()
+    title.add_text("Title", caption)
+    sheet.save(sink, format="PNG", optimize=True, pnginfo=title)
     return sink.getvalue()
+
+
+def is_grid(path: Path, caption: str) -> bool:
+    """Whether a file is a `grid` of this caption."""
+    try:
+        with PIL.Image.open(path) as picture:
+            return picture.info.get("Title") == caption
+    except decoding.ERRORS:
+        return False
 
 
 def _square(data: bytes, side: int) -> PIL.Image.Image:

@@ -24,7 +24,10 @@ def adapter(file: Path, part: str, rank: int, alpha: float) -> dict[str, Tensor]
     scaled to its alpha / rank.
     """
     tensors, metadata = _tensors(file)
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    try:
+        config = dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file}: its lora_adapter_metadata is no JSON object ({error})") from None
     there = config.get(f"{part}.r", rank)
     if there != rank:
         raise InputError(f"{file}: has rank {there}, expected that of the policy, {rank}")

@@ -9,11 +9,12 @@ from typing import Any
 
 import jinja2
 
-from diffalign import alarms, curves, findings, folders, manifest, pictures
+from diffalign import alarms, curves, entries, findings, folders, manifest, pictures
 from diffalign.findings import Evaluation, Verdict
 from diffalign.records import InputError
 
 SAMPLE, EXTREMES = 12, 4
+EYEBROW = '<p class="eyebrow">diffalign report</p>'
 FAIR = (
     "Left: base. Right: policy. Same prompt, same noise. The prompts were chosen by a hash of their id, not by result."
 )
@@ -22,7 +23,8 @@ FAIR = (
 def report(run: Path, /, *, out: Path) -> str:
     """Write one self-contained HTML page on a run and on what `compare` found in RUN/compare, and a PNG of pictures.
 
-    The same run gives the same bytes. Raises InputError where the folder is no run, or where a file in it is damaged.
+    The same run gives the same bytes. Raises InputError where the folder is no run, where a file in it is damaged, or
+    where a page or picture that no report wrote would be replaced.
 
     Args:
         run: Run folder (what `train` or `demo` writes).
@@ -30,7 +32,7 @@ def report(run: Path, /, *, out: Path) -> str:
     """
     if out.suffix not in (".html", ".htm"):
         raise InputError(f"{out}: expected a name that ends in .html")
-    settings = findings.settings(run)
+    settings = entries.settings(run)
     metrics, evaluations = run / "metrics.jsonl", run / "evaluations.jsonl"
     rows, cut = curves.read(metrics) if metrics.is_file() else ([], None)
     seen = curves.read(evaluations)[0] if evaluations.is_file() else []
@@ -52,6 +54,7 @@ def report(run: Path, /, *, out: Path) -> str:
     }
     text, written = _render(page), str(out)
     picture = out.with_suffix(".png")
+    _require_own(out, picture if page["sample"] else None)
     manifest.clear(out, picture)
     if page["sample"]:
         folders.write_atomically(picture, pictures.grid(page["sample"], page["images"], ("base", "policy"), FAIR))
@@ -59,6 +62,18 @@ def report(run: Path, /, *, out: Path) -> str:
     folders.write_atomically(out, text.encode())
     said = headline(found.head, found.prompts)[0] if found else "nothing compared yet"
     return f"{written}: {said}; next: open {out} in a browser"
+
+
+def _require_own(out: Path, picture: Path | None) -> None:
+    """Raise InputError where what would be written replaces anything that is not of an earlier report."""
+    if out.parent.exists() and not out.parent.is_dir():
+        raise InputError(f"{out.parent}: is a file, expected a folder")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder, expected a file or a new name")
+    if out.exists() and EYEBROW.encode() not in out.read_bytes():
+        raise InputError(f"{out}: is no page of a report; choose another --out")
+    if picture and picture.exists() and not pictures.is_grid(picture, FAIR):
+        raise InputError(f"{picture}: is no picture of a report, which has its page's name; choose another --out")
 
 
 def headline(verdict: Verdict, prompts: int) -> tuple[str, str]:

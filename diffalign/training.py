@@ -14,7 +14,19 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from diffalign import attention, backbones, bank, card, checkpoint, folders, journal, tracking, watching, weights
+from diffalign import (
+    attention,
+    backbones,
+    bank,
+    card,
+    checkpoint,
+    entries,
+    folders,
+    journal,
+    tracking,
+    watching,
+    weights,
+)
 from diffalign.parsing import Unprefixed
 from diffalign.progress import bar, track
 from diffalign.records import InputError
@@ -99,7 +111,7 @@ def _beside(trainer: Trainer) -> dict[str, bytes]:
     if (preview := out / "previews" / f"step-{trainer.step:06d}.png").is_file():
         beside["preview.png"] = preview.read_bytes()
     shown = [(name, "Left: base. Right: this policy. Same prompt, same noise.") for name in beside]
-    known = card.Known(journal.read(out)["run"], compared, shown)
+    known = card.Known(entries.settings(out)["run"], compared, shown)
     text = card.write(known, model=run.model, to=to, part=trainer.backbone.part)
     return beside | {"README.md": text.encode()}
 
@@ -206,6 +218,8 @@ def cache(run: Run) -> str:
     where and what to do next. Raises InputError where the cache holds reference errors of something else.
     """
     run = resolved(run)
+    if not run.cache:
+        journal.require_free(run)
     run = dataclasses.replace(run, bank="on" if run.bank == "auto" and not bank.refusal(run) else run.bank)
     backbones.expect(run.family, run.model, run.config)
     trainer = Trainer(run)

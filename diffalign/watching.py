@@ -1,7 +1,6 @@
 """What a run is watched by: its evaluations and previews, and the alarms of what it has logged."""
 
 import contextlib
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffalign import alarms, evaluating, findings, folders, journal
+from diffalign import alarms, entries, evaluating, findings, folders, journal
 from diffalign.deciding import watched
 from diffalign.drawing import Artist
 from diffalign.evaluating import Exhibition
-from diffalign.records import InputError, Prompt, prompt_id
+from diffalign.records import Prompt, prompt_id
 from diffalign.run import Run
 from diffalign.tracking import Board
 from diffalign.trainer import Trainer
@@ -159,11 +158,11 @@ def in_words(entry: dict[str, float], seconds: float, unit: str) -> str:
 
 
 def best_of(folder: Path) -> dict[str, Any] | None:
-    """What `best.json` of a run folder says; None where there is none. Raises InputError where it is not JSON."""
+    """What `best.json` of a run folder says; None where there is none. Raises InputError where it is damaged."""
     path = folder / "best.json"
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from None
+    found = entries.whole(path)
+    for name, kind in (("step", int), ("metric", str), ("value", float), ("interval", list)):
+        entries.expect(isinstance(found.get(name), kind), path, name, f"a value of type {kind.__name__}")
+    return found

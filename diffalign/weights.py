@@ -185,6 +185,8 @@ def index(folder: Path) -> dict:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: cannot be read (expected an object)")
     if "_class_name" not in found:
         raise InputError(f"{path}: field _class_name is missing; expected the name of a diffusers pipeline")
     return found

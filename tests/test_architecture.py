@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "diffalign"
 
 FLOORS = {
-    "records": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0, "decoding": 0,
+    "records": 0, "entries": 0, "folders": 0, "streams": 0, "progress": 0, "places": 0, "weights": 0, "decoding": 0,
     "manifest": 0, "conversions": 0, "intervals": 0, "card": 0, "rules": 0, "sets": 0, "outsiders": 0,
     "prompts": 0, "worklist": 0, "keeping": 1, "drawing": 3, "plan": 3, "redrawing": 3, "jury": 3, "job": 3,
     "calibration": 0, "choices": 1, "fitting": 3, "learning": 3,

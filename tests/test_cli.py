@@ -252,6 +252,48 @@ def test_bad_prompt_files(name: str, data: bytes | None, expected: str, model: P
     assert not (tmp_path / "o").exists()
 
 
+def test_a_damaged_run_is_named(world: Path, models: dict[str, Path]) -> None:
+    """`run.json`, then what is read back where a run goes on."""
+    words = ("train", "shapes_dpo", "--model", models["sdxl"], "--resolution", 32, "--steps", 2, "--batch", 2)
+    words += ("--policy.rank", 2, "--log-every", 1, "--data", "pairs", "--out", "run")
+    assert run(*words, cwd=world).status == 0
+    whole = (world / "run" / "run.json").read_bytes()
+    for damage in (b"{", b"{}", b"[]", b'{"run": 3}', b'{"run": {}}', b"\xff\xfe"):
+        (world / "run" / "run.json").write_bytes(damage)
+        assert said(run(*words, cwd=world)).startswith("run/run.json")
+    (world / "run" / "run.json").write_bytes(b'{"run": {"model": "m", "steps": 1, "objective": {}}}')
+    assert said(run(*words, cwd=world)).startswith("run: holds another run (")
+    (world / "run" / "run.json").write_bytes(whole)
+    shutil.rmtree(world / "run" / "policy")
+    metrics = world / "run" / "metrics.jsonl"
+    good = metrics.read_bytes()
+    metrics.write_bytes(b"[]\n" + good)
+    assert said(run(*words, cwd=world)) == "run/metrics.jsonl, row 1: expected an object with the field 'step'"
+    metrics.write_bytes(good + b'{"step": 3}\n\xff\xfe')
+    ended = run(*words, cwd=world)
+    assert (ended.status, metrics.read_bytes()) == (0, good), ended
+
+
+def test_training_leaves_other_folders_alone(world: Path, models: dict[str, Path]) -> None:
+    (world / "full").mkdir()
+    (world / "full" / "mine.txt").write_text("mine")
+    (world / "file").write_text("mine")
+    words = ("--model", models["sdxl"], "--resolution", 32, "--steps", 1, "--batch", 2, "--policy.rank", 2, "--data")
+    before = contents(world, without=(".out", ".err"))
+    for verb in ("train", "cache"):
+        for out, message in {
+            "pairs": "pairs: holds the output of `pair`; choose another --out",
+            "images": "images: holds the output of `sample`; choose another --out",
+            "full": "full: is not empty and holds no run; choose another --out",
+            "file": "file: is a file, expected a folder or a new name",
+        }.items():
+            assert said(run(verb, "shapes_dpo", *words, "pairs", "--out", out, cwd=world)) == message
+    assert contents(world, without=(".out", ".err")) == before
+    # its own cache, wherever it is
+    assert run("cache", "shapes_dpo", *words, "pairs", "--out", "run", "--cache", "run/kept/x", cwd=world).status == 0
+    assert run("train", "shapes_dpo", *words, "pairs", "--out", "run", "--cache", "run/kept/x", cwd=world).status == 0
+
+
 def test_folders_of_another_run_are_refused_and_stay(world: Path, model: Path) -> None:
     (world / "p.txt").write_text("a red circle\n")
     flags = ("--model", model, "--resolution", 32, "--steps", 1, "--batch", 2, "--policy.rank", 2, "--data", "pairs")

@@ -182,6 +182,28 @@ def test_a_foreign_folder_and_a_damaged_state_are_refused(tmp_path: Path) -> Non
         run_demo(tmp_path, 0, "sdxl", SMALL)
 
 
+@pytest.mark.parametrize("name", ["demo.json", "result.json"])
+@pytest.mark.parametrize("damage", ["{", "{}", "[]", "3", '"x"', b"\xff\xfe"])
+def test_a_damaged_file_of_a_finished_demonstration_is_named(name: str, damage: str | bytes, tmp_path: Path) -> None:
+    state = {"backbone": "sdxl", "seed": 0, "sizes": asdict(SMALL), "stages": {}}
+    (tmp_path / "demo.json").write_text(json.dumps(state))
+    (tmp_path / "report.html").write_text("a page")
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / name).write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=f"^{tmp_path / name}: is damaged .*$"):
+        run_demo(tmp_path, 0, "sdxl", SMALL)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("stages", [None, 3, {"a": 1}, {"a": {"seconds": 1}}])
+def test_stages_that_are_none_are_damage(stages: object, tmp_path: Path) -> None:
+    state = {"backbone": "sdxl", "seed": 0, "sizes": asdict(SMALL), "stages": stages}
+    (tmp_path / "demo.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="demo.json: is damaged"):
+        run_demo(tmp_path, 0, "sdxl", SMALL)
+
+
 def test_it_says_what_it_does_stage_by_stage(
     whole: Path, backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

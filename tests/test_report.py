@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import worlds
 
 from diffalign import curves, findings, folders, pictures
 from diffalign.records import Image, InputError, Prompt, Score, digest, pair, prompt_id
@@ -310,8 +311,37 @@ def test_only_the_last_line_of_metrics_may_be_cut_short(run: Path, tmp_path: Pat
     assert f"{path}, row 5: is not JSON" in refused(run, tmp_path / "b.html")
     path.write_bytes(b'{"step": 1, "loss": "low"}\n')
     assert f"{path}, row 1, field 'loss': is 'low', expected a number" in refused(run, tmp_path / "b.html")
+    path.write_bytes(b'{"step": "1"}\n')
+    assert f"{path}, row 1, field 'step': is '1', expected a number" in refused(run, tmp_path / "b.html")
     path.write_bytes(b'{"loss": 1}\n')
     assert f"{path}, row 1: expected an object with the field 'step'" in refused(run, tmp_path / "b.html")
+
+
+def test_what_is_not_a_reports_own_stays(made: Path, tmp_path: Path) -> None:
+    page, picture = tmp_path / "x.html", tmp_path / "x.png"
+    written(made, page)
+    whole = page.read_bytes(), picture.read_bytes()
+    report(made, out=page)
+    assert (page.read_bytes(), picture.read_bytes()) == whole
+    for place, data in ((picture, b"mine"), (picture, worlds.png(1)), (page, b"<html>mine</html>")):
+        place.write_bytes(data)
+        with pytest.raises(InputError, match=f"^{place}: is no .* of a report.*; choose another --out$"):
+            report(made, out=page)
+        assert place.read_bytes() == data
+        page.write_bytes(whole[0])
+        picture.write_bytes(whole[1])
+    page.unlink()
+    report(made, out=page)
+    assert (page.read_bytes(), picture.read_bytes()) == whole
+
+
+def test_a_folder_is_no_page_and_a_file_no_folder(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "dir.html").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for out, message in (("dir.html", "dir.html: is a folder, expected a file"), ("file/x.html", "file: is a file")):
+        with pytest.raises(InputError, match=f"^{tmp_path / message}"):
+            report(made, out=tmp_path / out)
+    assert {p.name for p in tmp_path.iterdir()} == {"dir.html", "file"}
 
 
 def test_another_suffix_is_refused(made: Path, tmp_path: Path) -> None:

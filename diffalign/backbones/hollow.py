@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from diffalign import places, weights
+from diffalign import entries, places, weights
 from diffalign.backbones import kinds, of_class
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.pixart import TOKENS
@@ -109,10 +109,7 @@ def configurations(model: str, config: str = "") -> dict[str, dict[str, Any]]:
         kinds.check(weights.Source(place, Path(model)))
     found = {"model_index.json": weights.index(place)}
     for file in sorted(place.glob("*/config.json")):
-        try:
-            found[file.parent.name] = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{file}: is not JSON ({error})") from None
+        found[file.parent.name] = entries.whole(file)
         entry = found["model_index.json"].get(file.parent.name)
         if isinstance(entry, list) and entry[1]:
             found[file.parent.name].setdefault("_class_name", entry[1])

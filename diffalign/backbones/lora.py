@@ -41,11 +41,11 @@ def adapt(denoiser: Any, file: Path, part: str) -> None:
     """`read_lora` in diffusers' layout, for a denoiser whose class there has no loader of its own."""
     expected = _check(denoiser, file, part)
     with safe_open(file, "pt") as found:
-        told = json.loads((found.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        text = (found.metadata() or {}).get("lora_adapter_metadata", "{}")
         mine = [name for name in found.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
         tensors = {name.removeprefix(f"{part}."): found.get_tensor(name) for name in mine}
     try:
-        told = {k.removeprefix(f"{part}."): v for k, v in told.items()} or adapters.metadata(tensors)
+        told = {k.removeprefix(f"{part}."): v for k, v in dict(json.loads(text)).items()} or adapters.metadata(tensors)
         inject_adapter_in_model(LoraConfig(**told), denoiser, "default")
         set_peft_model_state_dict(denoiser, tensors, "default")
     except (ValueError, RuntimeError, KeyError, TypeError) as error:

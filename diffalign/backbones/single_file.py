@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign import weights
+from diffalign import entries, weights
 from diffalign.records import InputError
 
 # tensors without content by which ComfyUI and A1111 tell an XL file apart, and what they say of its scheduler
@@ -26,7 +26,7 @@ def check(source: weights.Source, unet: Any, example: str) -> None:
 def _check_marks(source: weights.Source, found: Mapping[str, list[int]]) -> None:
     """Raise InputError where a file is marked as of another prediction or schedule than the folder's."""
     place = source.folder / "scheduler" / "scheduler_config.json"
-    told = json.loads(place.read_bytes()) if place.is_file() else {}
+    told = entries.whole(place) if place.is_file() else {}
     for mark, (field, value) in MARKS.items():
         if mark in found and told.get(field) != value:
             raise InputError(

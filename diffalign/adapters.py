@@ -114,7 +114,7 @@ def metadata(layers: dict[str, Tensor], alphas: dict[str, float] | None = None) 
     }
 
 
-def kohya(adapter: Adapter) -> dict[str, Tensor]:
+def kohya(adapter: Adapter, _: nn.Module) -> dict[str, Tensor]:
     """Names as kohya's scripts write them and A1111 and ComfyUI read them, for denoisers named as in diffusers."""
     return _kohya({name.replace(".", "_"): factors for name, factors in adapter.items()})
 

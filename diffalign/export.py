@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign import adapters, backbones, card, checkpoint, entries, folders, weights
-from diffalign.backbones import SD, SD3, SDXL, Flux, QwenImage, Sana, ZImage, mmdit_file, single_file
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.lora import check_alone
 from diffalign.records import InputError
@@ -132,14 +131,14 @@ def _check(source: Path, to: Layout, out: Path, model: str, *, full: bool, push:
 
 
 def _check_family(backbone: Backbone, to: Layout) -> None:
-    if to == "single-file" and not isinstance(backbone, (SD, SDXL, SD3, Flux)):
+    if to == "single-file" and backbone.single_file is None:
         known = "Stable Diffusion and FLUX.1"
         raise InputError(f"--to single-file: is written for {known}, not for {backbone.family}; use --to merged")
-    if to == "kohya" and not isinstance(backbone, (SD, SDXL, Flux, QwenImage, ZImage)):
-        other = "diffusers" if isinstance(backbone, Sana) else "comfyui or diffusers"
+    if to == "kohya" and backbone.kohya is None:
+        other = "comfyui or diffusers" if backbone.comfyui else "diffusers"
         raise InputError(f"--to kohya: diffusers reads no such file of {backbone.family}; use --to {other}")
-    if to == "comfyui" and isinstance(backbone, Sana):
-        raise InputError("--to comfyui: ComfyUI itself knows no Sana; use --to diffusers")
+    if to == "comfyui" and not backbone.comfyui:
+        raise InputError(f"--to comfyui: ComfyUI itself knows no {backbone.family}; use --to diffusers")
 
 
 def _load(backbone: Backbone, source: Path) -> adapters.Adapter:
@@ -164,10 +163,8 @@ def _load_full(backbone: Backbone, files: Sequence[Path]) -> None:
 
 def _write_adapter(backbone: Backbone, to: Layout, folder: Path, adapter: adapters.Adapter) -> Path:
     file = folder / "pytorch_lora_weights.safetensors"
-    if to == "kohya" and isinstance(backbone, Flux):
-        save_file(adapters.kohya_flux(adapter, backbone.denoiser), file, metadata={"format": "pt"})
-    elif to == "kohya" or (to == "comfyui" and backbone.part == "unet"):
-        save_file(adapters.kohya(adapter), file, metadata={"format": "pt"})
+    if to == "kohya" or (to == "comfyui" and backbone.part == "unet"):
+        save_file(backbone.kohya(adapter, backbone.denoiser), file, metadata={"format": "pt"})
     else:
         # ComfyUI reads this layout without its metadata, and so without alpha
         backbone.save_lora(folder, *adapters.peft(adapters.baked(adapter) if to == "comfyui" else adapter))
@@ -183,7 +180,7 @@ def _write_model(backbone: Backbone, to: Layout, folder: Path, dtype: str) -> Pa
         pipe.save_pretrained(folder)
         return folder
     file = folder / "model.safetensors"
-    (mmdit_file if isinstance(backbone, (SD3, Flux)) else single_file).write(pipe, file)
+    backbone.single_file(pipe, file)
     return file
 
 

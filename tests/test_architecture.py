@@ -1,6 +1,7 @@
 """The walls of the house: who may import what, and the rules that keep each file honest, read by `ast`."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,36 @@ def test_words(path: Path) -> None:
         assert "chosen" not in text
     if head(path) == "scorers":
         assert "pair" not in text.replace("object_pairs_hook", "")
+
+
+@parametrised
+def test_no_branch_on_the_backbone(path: Path) -> None:
+    """What is true of one family stands in its class: nobody else imports that, or compares with a family's name."""
+    if head(path) == "backbones":
+        return
+    names, classes = families()
+    used = [name for name in imported(path) if name.startswith("diffalign.backbones.")]
+    assert not {name.split(".")[-1] for name in used} & classes, f"{name_of(path)} imports a family's class"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.Attribute, ast.Name)):
+            assert (node.attr if isinstance(node, ast.Attribute) else node.id) not in classes, f"{path}:{node.lineno}"
+        if isinstance(node, (ast.Compare, ast.MatchValue)):
+            told = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not told & names, f"{path}:{node.lineno}: compares with {', '.join(told & names)}"
+
+
+@functools.cache
+def families() -> tuple[set[str], set[str]]:
+    """(names, classes) of the families: every class below `backbones` that says its `family`."""
+    names, classes = set(), set()
+    for path in sorted((PACKAGE / "backbones").glob("*.py")):
+        for node in tree(path).body:
+            for line in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(line, ast.Assign) and [t.id for t in line.targets] == ["family"]:
+                    names.add(line.value.value)
+                    classes.add(node.name)
+    assert {"sdxl", "sd3"} <= names
+    return names, classes
 
 
 @parametrised

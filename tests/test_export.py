@@ -386,7 +386,7 @@ def test_refusals_are_one_line_and_leave_nothing(
     refused("ends in .safetensors", sd, to="kohya", out=out, model=str(models["sd"]))
     refused("without .safetensors", sd, to="merged", out=file, model=str(models["sd"]))
     refused("not for sana", sana, to="single-file", out=file, model=str(models["sana"]))
-    refused("knows no Sana", sana, to="comfyui", out=file, model=str(models["sana"]))
+    refused("knows no sana", sana, to="comfyui", out=file, model=str(models["sana"]))
     refused("diffusers reads no such file", policies["sd3"], to="kohya", out=file, model=str(models["sd3"]))
     refused("of another family", policies["sd3"], to="kohya", out=file, model=str(models["sd"]))
     refused("which this model has not", sd, to="kohya", out=file, model=str(models["sdxl"]))
@@ -401,10 +401,10 @@ def test_a_file_that_reads_back_otherwise_is_not_kept(
 ) -> None:
     right = adapters.kohya
 
-    def wrong(adapter: adapters.Adapter) -> dict[str, Tensor]:
-        return {name: v * 2 if name.endswith("alpha") else v for name, v in right(adapter).items()}
+    def wrong(adapter: adapters.Adapter, denoiser: torch.nn.Module) -> dict[str, Tensor]:
+        return {name: v * 2 if name.endswith("alpha") else v for name, v in right(adapter, denoiser).items()}
 
-    monkeypatch.setattr(adapters, "kohya", wrong)
+    monkeypatch.setattr(backbones.SD, "kohya", staticmethod(wrong))
     refused("nothing was kept", policies["sd"], to="kohya", out=tmp_path / "k.safetensors", model=str(models["sd"]))
     assert not list(tmp_path.iterdir())
 

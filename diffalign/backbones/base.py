@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from diffalign.adapters import Adapter
 from diffalign.diffusion import Noised, Process
 
 Conditioning = dict[str, Tensor]
@@ -33,13 +34,18 @@ class Backbone(ABC):
 
     One final subclass a family. It never hears of pairs. `family` is its name, `part` the folder of the denoiser in
     diffusers' layout ("unet" or "transformer"), `targets` the modules that a LoRA adapts unless told otherwise,
-    `loads_adapters` whether diffusers' own pipeline can.
+    `loads_adapters` whether diffusers' own pipeline can. What others load of it: `comfyui`, whether ComfyUI knows it;
+    `kohya`, (adapter, denoiser) -> tensors under kohya's names, and `single_file`, which writes (pipeline, file), each
+    None where nobody reads such a file.
     """
 
     family: ClassVar[str]
     part: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
     loads_adapters: ClassVar[bool] = True
+    comfyui: ClassVar[bool] = True
+    kohya: ClassVar[Callable[[Adapter, nn.Module], dict[str, Tensor]] | None] = None
+    single_file: ClassVar[Callable[[Any, Path], None] | None] = None
     pipe: Any
     process: Process
     denoiser: nn.Module

@@ -11,8 +11,9 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
+from diffalign import adapters
 from diffalign.backbones import latents as images
-from diffalign.backbones import texts
+from diffalign.backbones import mmdit_file, texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
@@ -34,6 +35,8 @@ class Flux(Backbone):
     family = "flux"
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    kohya = staticmethod(adapters.kohya_flux)
+    single_file = staticmethod(mmdit_file.write)
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(FluxPipeline, source, dtype, device)

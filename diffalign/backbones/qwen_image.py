@@ -10,6 +10,7 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
+from diffalign import adapters
 from diffalign.backbones import latents as images
 from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
@@ -31,6 +32,7 @@ class QwenImage(Backbone):
     family = "qwen-image"
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    kohya = staticmethod(adapters.kohya)
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(QwenImagePipeline, source, dtype, device)

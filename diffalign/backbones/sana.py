@@ -29,6 +29,7 @@ class Sana(Backbone):
     family = "sana"
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
+    comfyui = False
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(SanaPipeline, source, dtype, device)

@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from diffalign.backbones import latents as images
-from diffalign.backbones import texts
+from diffalign.backbones import mmdit_file, texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import flow_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
@@ -25,6 +25,7 @@ class SD3(Backbone):
     family = "sd3"
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    single_file = staticmethod(mmdit_file.write)
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(StableDiffusion3Pipeline, source, dtype, device)

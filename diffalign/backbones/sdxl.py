@@ -8,8 +8,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from diffalign import adapters
 from diffalign.backbones import latents as images
-from diffalign.backbones import texts
+from diffalign.backbones import single_file, texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
 from diffalign.backbones.loading import process_of, read_pipeline, shape_of
 from diffalign.backbones.lora import read_lora
@@ -26,6 +27,8 @@ class SDXL(Backbone):
     family = "sdxl"
     part = "unet"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
+    kohya = staticmethod(adapters.kohya)
+    single_file = staticmethod(single_file.write)
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(StableDiffusionXLPipeline, source, dtype, device)

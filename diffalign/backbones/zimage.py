@@ -9,6 +9,7 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor, nn
 
+from diffalign import adapters
 from diffalign.backbones import latents as images
 from diffalign.backbones import texts
 from diffalign.backbones.base import Backbone, Conditioning, Solver
@@ -30,6 +31,7 @@ class ZImage(Backbone):
     family = "z-image"
     part = "transformer"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
+    kohya = staticmethod(adapters.kohya)
 
     def __init__(self, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = read_pipeline(ZImagePipeline, source, dtype, device)

@@ -123,9 +123,13 @@ def _require_same(place: Path, out: Path, found: Sequence[Image]) -> None:
 
 
 def _tables(place: Path) -> tuple[File, ...]:
-    """The tables at `place`: a file of rows, or the Parquet, Arrow and tar files of a folder without metadata."""
+    """The tables at `place`: a file of rows, or the Parquet, Arrow and tar files of a folder without metadata, but none
+    of the record folders in it, of which the output may be one.
+    """
     if place.is_dir() and folder.metadata(place) is None:
         found = sorted(p for kind in ("parquet", "arrow", "tar") for p in place.rglob(f"*.{kind}") if p.is_file())
+        made = {p.parent for p in place.rglob("diffalign.json")} if found else set()
+        found = [p for p in found if made.isdisjoint(p.parents)]
     else:
         found = [place] if place.is_file() else []
     opened = [(path, readers.opened(path)) for path in found]

@@ -104,6 +104,18 @@ def test_numbers_of_the_authors_code(golden, pictures: Path, monkeypatch: pytest
             golden.main(numbers=file)
 
 
+def test_ones_own_number_is_not_excused_by_a_published_one(
+    golden, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    file = pictures / "official.csv"
+    file.write_text("scorer,image,prompt,value,tolerance\nhpsv2.1,1.webp,a cat,0.2,0.01\n")
+    monkeypatch.setattr(golden, "_load", judged({"hpsv2.1": [0.288, 0.3], "hpsv2.1_aliased": [0.288]}))
+    assert golden.main(hps_image=pictures / "1.webp", numbers=file) == 1
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "hpsv2.1: as published", "hpsv2.1_aliased: as published", "hpsv2.1: not as expected",
+    ]  # fmt: skip
+
+
 def test_nothing_to_check(golden) -> None:
     with pytest.raises(InputError, match="nothing to check"):
         golden.main()

@@ -149,6 +149,26 @@ def test_the_stages_ask_a_model_of_ones_own(vlm: Path, tmp_path: Path) -> None:
     assert all("no number in" in s.reason for s in folders.records(tmp_path / "scores", "scores"))
 
 
+def test_the_revision_is_of_all_that_is_read_beside_the_weights(tmp_path: Path) -> None:
+    vlm, (file, base, _, _) = tiny_vlm.folder(tmp_path / "vlm"), tiny_vlm.hpsv3(tmp_path / "hpsv3")
+    words = ("tokenizer.json", "tokenizer_config.json")
+    asked = (*words, "preprocessor_config.json", "chat_template.jinja")
+    for place, folder, names in (
+        (f"vqascore={vlm}", vlm, asked),
+        (f"judge=yes_no,local,{vlm}", vlm, asked),
+        (f"hpsv3={file},{base}", base, (*words, "config.json", "preprocessor_config.json")),
+        (f"mps={(mps := tiny_scorers.mps_folder(tmp_path / 'mps'))}", mps, words),
+        (f"imagereward={(reward := tiny_scorers.imagereward_folder(tmp_path / 'reward'))}", reward, words),
+    ):
+        before = scorers.load(place).revision
+        for name in names:
+            kept = (folder / name).read_bytes()
+            (folder / name).write_bytes(kept + b"\n")
+            assert scorers.load(place).revision != before, (place, name)
+            (folder / name).write_bytes(kept)
+        assert scorers.load(place).revision == before
+
+
 def test_the_revision_of_a_local_judge_is_of_its_weights(vlm: Path, tmp_path: Path) -> None:
     other = tiny_vlm.folder(tmp_path / "other", seed=5)
     first, second = (scorers.load(f"judge=yes_no,local,{place}").revision for place in (vlm, other))

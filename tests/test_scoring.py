@@ -815,6 +815,24 @@ def test_tables_are_stored_and_scored(
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("kind", ["tables", "photos"])
+def test_scores_may_lie_in_the_folder_of_the_pictures(kind: str, tmp_path: Path, mine: Counter) -> None:
+    if kind == "tables":
+        place = tables(tmp_path / "in")["folder"]
+    else:
+        place = photos(tmp_path / "in", ROWS)
+        (place / "metadata.csv").unlink()
+    out = place / "scores"
+    said = scoring.score(place, scorer=(mine.name("brightness"),), out=out)
+    before = contents(place)
+    assert mine.calls()
+    assert scoring.score(place, scorer=(mine.name("brightness"),), out=out) == said
+    assert mine.calls() == []
+    assert contents(place) == before
+    scoring.score(place, scorer=(mine.name("brightness"),), out=tmp_path / "beside")
+    assert table(tmp_path / "beside") == table(out)
+
+
 def test_rows_of_every_kind_of_table_are_named(tmp_path: Path, mine: Counter) -> None:
     """By the file inside the folder that was named, and the row's number from 0, or its key."""
     import tarfile

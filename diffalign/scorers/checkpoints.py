@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = (
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+)  # fmt: skip
+# what transformers reads of a folder, by its endings: a chat template and sentence pieces as well
+_READ = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -61,6 +65,11 @@ def folder_of(place: Path) -> Path:
     return place
 
 
+def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that one of the patterns names, in the order of the patterns."""
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+
+
 def revision(*places: Path) -> str:
     """blake2b-128 over the content of the files, or of the configuration, tokenizer and weights of the folders, named.
 
@@ -72,7 +81,7 @@ def revision(*places: Path) -> str:
         if place.is_file():
             said.append(_content(place))
             continue
-        for path in sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt", ".safetensors", ".bin")):
+        for path in sorted(p for p in place.iterdir() if p.suffix in _READ):
             said += [path.name, _content(path)]
     return digest(*said)
 

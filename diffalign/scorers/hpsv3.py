@@ -10,7 +10,7 @@ import PIL.Image
 
 from diffalign.decoding import flat
 from diffalign.scorers.base import Answers, Scorer
-from diffalign.scorers.checkpoints import device, file_in, fit_all, locate, read, revision, split
+from diffalign.scorers.checkpoints import device, file_in, files_of, fit_all, locate, read, revision, split
 from diffalign.scorers.networks import Differentiable
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def hpsv3(place: str) -> Scorer:
     path = file_in(locate(file, OFFICIAL, (FILE,)), FILE)
     folder = locate(base, BASE, _BASE)
     return Scorer(
-        "hpsv3", revision(path), f"PIL bicubic to {PIXELS} pixels", lambda: Hpsv3(path, folder), lambda _: 1.0,
-        towers=True, deviates=True,
+        "hpsv3", revision(path, *files_of(folder, _BASE)), f"PIL bicubic to {PIXELS} pixels",
+        lambda: Hpsv3(path, folder), lambda _: 1.0, towers=True, deviates=True,
     )  # fmt: skip
 
 

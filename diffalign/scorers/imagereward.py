@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit_all, locate, read, require, revision, split
+from diffalign.scorers.checkpoints import (
+    TOKENIZER,
+    device,
+    file_in,
+    files_of,
+    fit_all,
+    locate,
+    read,
+    require,
+    revision,
+    split,
+)
 from diffalign.scorers.networks import Networks
 
 if TYPE_CHECKING:
@@ -47,9 +58,9 @@ def imagereward(place: str) -> Scorer:
     file, words = split(place, 2)
     path = file_in(locate(file, OFFICIAL, ("ImageReward.pt",)), "ImageReward.pt")
     beside = not words and any((path.parent / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    folder = path.parent if beside else locate(words, WORDS, ("vocab.txt", *TOKENIZER))
+    folder = path.parent if beside else locate(words, WORDS, TOKENIZER)
     return Scorer(
-        "imagereward", revision(path), f"PIL bicubic, rounded crop, {LENGTH} tokens",
+        "imagereward", revision(path, *files_of(folder, TOKENIZER)), f"PIL bicubic, rounded crop, {LENGTH} tokens",
         lambda: ImageReward(path, folder), lambda _: DEVIATION, towers=True,
     )  # fmt: skip
 

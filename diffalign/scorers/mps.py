@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import TOKENIZER, device, file_in, fit_all, locate, read, require, revision, split
+from diffalign.scorers.checkpoints import (
+    TOKENIZER,
+    device,
+    file_in,
+    files_of,
+    fit_all,
+    locate,
+    read,
+    require,
+    revision,
+    split,
+)
 from diffalign.scorers.networks import Networks, Remembered
 
 if TYPE_CHECKING:
@@ -48,7 +59,8 @@ def mps(place: str) -> Scorer:
     beside = not words and any((path.parent / name).is_file() for name in ("vocab.json", "tokenizer.json"))
     folder = path.parent if beside else locate(words, WORDS, TOKENIZER)
     said = f"PIL bicubic, floor crop, words above {THRESHOLD}"
-    return Scorer("mps", revision(path), said, lambda: Mps(path, folder), lambda _: 1.0, towers=True)
+    opened = revision(path, *files_of(folder, TOKENIZER))
+    return Scorer("mps", opened, said, lambda: Mps(path, folder), lambda _: 1.0, towers=True)
 
 
 class Mps(Networks):

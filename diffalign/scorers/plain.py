@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # How the special tokens of chat models look; which of them a server's tokenizer has is not known here.
-CHAT = re.compile(r"<[|｜][^<>\s]*[|｜]>|</?\w+>|\[/?g?[A-Z_]+\]")
+CHAT = re.compile(r"<[|｜][^<>\s]*>|<[^<>\s]*[|｜]>|</?\w+>|\[/?g?[A-Z_]+\]")
 
 
 def pattern(tokens: Collection[str]) -> re.Pattern:

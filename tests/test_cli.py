@@ -1,6 +1,7 @@
 """The command line: what is typed wrongly is named with what was meant; exit statuses; Ctrl-C, kill and full disks."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -319,12 +320,54 @@ def test_a_half_written_shard_is_named(world: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:100])
     line = said(run("score", "images", "--scorer", "scorer.py:brightness", "--out", "o", cwd=world))
     assert "images/images/part-00000.parquet: is not a whole Parquet file" in line
+    words = ("--model", "m", "--data", "pairs", "--out", "o")
+    line = said(run("train", "shapes_dpo", *words, cwd=world))
+    whole = "is not a whole Parquet file (Parquet magic bytes not found in footer); run its stage again"
+    assert line.endswith(f"images/images/part-00000.parquet: {whole}")
     victim.unlink()
     line = said(run("score", "images", "--scorer", "scorer.py:brightness", "--out", "o", cwd=world))
     assert line.endswith("images: 1 of 1 parts are missing; run its `sample` again")
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("scores/scores", ("pair", "scores", "--out", "o")),
+        ("scores/scores", ("compare", "scores", "scores", "--out", "o")),
+        ("pairs/judgements", ("train", "shapes_dpo", "--model", "m", "--data", "pairs", "--out", "o")),
+    ],
+    ids=lambda v: v[0] if isinstance(v, tuple) else "",
+)
+def test_a_half_written_shard_of_any_table_is_named(table: str, words: tuple[str, ...], world: Path) -> None:
+    victim = world / table / "part-00000.parquet"
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert said(run(*words, cwd=world)).startswith(f"{table}/part-00000.parquet: is not a whole Parquet file (")
+    assert not (world / "o").exists()
+
+
+def test_a_report_says_which_shard_is_half_written(world: Path) -> None:
+    """The numbers are in compare.json, so the page is made, without pictures."""
+    test_report.make_run(world, prompts=3, lines=3)
+    victim = world / "run/test/policy-scores/scores/part-00000.parquet"
+    victim.write_bytes(victim.read_bytes()[:100])
+    ended = run("report", "run", "--out", "page.html", cwd=world)
+    assert (ended.status, ended.err) == (0, "")
+    assert "policy-scores/scores/part-00000.parquet: is not a whole Parquet file" in (world / "page.html").read_text()
+    assert not (world / "page.png").exists()
+
+
 # --- interrupted
+
+
+def test_ctrl_c_ends_a_demonstration_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = Command("demo", "--backbone", "sd3", "--out", "o", cwd=tmp_path)
+    ended = command.until((tmp_path / "o/train/images/diffalign.json").exists).signal(signal.SIGINT).ended()
+    assert (ended.status, ended.out) == (130, "")
+    assert re.sub(r"^1/10 draw 4 pictures .*\n", "", ended.err) == "diffalign: interrupted; the same command goes on\n"
+    assert not (tmp_path / "o/result.json").exists()
+    assert not [p for p in (tmp_path / "o").rglob("*") if ".tmp" in p.name]
+    other = said(run("demo", "--backbone", "sd3", "--seed", 1, "--out", "o", cwd=tmp_path))
+    assert other == "o: holds a demonstration with seed = 0, not 1; choose another --out"
 
 
 SLOW = """
@@ -393,7 +436,12 @@ def test_a_full_disk_under_every_stage(disk: Path, model: Path, world: Path) -> 
     draw = ("sample", "--model", model, "--prompts", "p.txt", "--steps", 1, "--per-prompt", 3, "--batch", 2)
     score = ("score", "images", "--scorer", "scorer.py:brightness", "--batch", 2)
     assert run(*score, "--out", "scored", cwd=world).status == 0
-    stages = {"images": draw, "scores": score, "pairs": ("pair", "scored"), "compare": ("compare", "scored", "scored")}
+    test_report.make_run(world, prompts=3, lines=3)
+    keep = ("cache", "shapes_dpo", "--model", model, "--data", "pairs", "--resolution", 32, "--steps", 1, "--batch", 2)
+    stages = {
+        "images": draw, "scores": score, "pairs": ("pair", "scored"), "compare": ("compare", "scored", "scored"),
+        "page.html": ("report", "run"), "kept": (*keep, "--policy.rank", 2), "demo": ("demo",),
+    }  # fmt: skip
     for name, words in stages.items():
         ballast = fill(disk, 0)
         line = said(run(*words, "--out", disk / name, cwd=world))
@@ -402,9 +450,13 @@ def test_a_full_disk_under_every_stage(disk: Path, model: Path, world: Path) -> 
             "nothing half-written"
         )
         ballast.unlink()
+        if name == "demo":
+            continue  # minutes long; as it goes on is tested where it is small
         ended = run(*words, "--out", disk / name, cwd=world)
         assert (ended.status, ended.complaints) == (0, ""), ended
-        shutil.rmtree(disk / name)
+        shutil.rmtree(disk / name, ignore_errors=name == "page.html")
+        for path in disk.glob("page.*"):
+            path.unlink()
 
 
 def test_a_place_that_cannot_be_written(disk: Path, tmp_path: Path, model: Path) -> None:

@@ -388,17 +388,18 @@ def pair_of(models: dict[str, Path], cwd: Path) -> list[Command]:
     return launched(words(models, "out"), cwd)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_no_room_is_one_line_and_the_command_goes_on(
-    models: dict[str, Path], prompts: Path, tmp_path: Path, uninterrupted: dict
+    models: dict[str, Path], prompts: Path, tmp_path: Path, family: str, uninterrupted: dict
 ) -> None:
-    inside = run(*words(models, "prompts.txt/out"), cwd=tmp_path)
+    inside = run(*words(models, "prompts.txt/out", family), cwd=tmp_path)
     assert (inside.status, inside.err.count("\n")) == (2, 1)
     assert "prompts.txt/out: Not a directory; choose a folder that can be written" in inside.err
-    ended = run(*words(models, "out"), cwd=tmp_path, largest=2000)
+    ended = run(*words(models, "out", family), cwd=tmp_path, largest=2000)
     assert ended.status == 2
     assert ended.err.startswith("diffalign: ")
     assert ended.err.endswith("File too large; free some room and run the same command again\n")
     assert ended.err.count("\n") == 1
     assert not [p for p in (tmp_path / "out").rglob("*") if ".tmp" in p.name], "nothing half-written"
-    assert run(*words(models, "out"), cwd=tmp_path).status == 0
-    assert contents(tmp_path / "out") == uninterrupted["sdxl"]
+    assert run(*words(models, "out", family), cwd=tmp_path).status == 0
+    assert contents(tmp_path / "out") == uninterrupted[family]

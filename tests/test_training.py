@@ -434,20 +434,35 @@ run = Run(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(models: dict[str, Path], pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    cwd = tmp_path_factory.mktemp("whole")
-    (cwd / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
-    ended = run("train", "recipe.py", cwd=cwd)
-    assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("run/policy after 8 steps; next: diffalign sample --model ")
-    return results(cwd / "run")
+def uninterrupted(
+    models: dict[str, Path], pairs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, bytes]]:
+    """Family -> what a run leaves."""
+    found = {}
+    for family in ("sdxl", "sd3"):
+        cwd = tmp_path_factory.mktemp("whole")
+        (cwd / "recipe.py").write_text(RECIPE.format(model=str(models[family]), data=str(pairs)))
+        ended = run("train", "recipe.py", cwd=cwd)
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.startswith("run/policy after 8 steps; next: diffalign sample --model ")
+        found[family] = results(cwd / "run")
+    return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("number", "family"),
+    [(signal.SIGINT, "sdxl"), (signal.SIGINT, "sd3"), (signal.SIGKILL, "sdxl")],
+    ids=lambda v: v if isinstance(v, str) else v.name,
+)
 def test_interrupted_ends_in_the_same_bytes(
-    models: dict[str, Path], pairs: Path, tmp_path: Path, number: signal.Signals, uninterrupted: dict[str, bytes]
+    models: dict[str, Path],
+    pairs: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    family: str,
+    uninterrupted: dict[str, dict[str, bytes]],
 ) -> None:
-    (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
+    (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models[family]), data=str(pairs)))
     for sign in ("cache/texts-*", "checkpoint-2", "checkpoint-4"):
         command = Command("train", "recipe.py", cwd=tmp_path).until(lambda s=sign: any((tmp_path / "run").glob(s)))
         ended = command.signal(number).ended()
@@ -459,12 +474,12 @@ def test_interrupted_ends_in_the_same_bytes(
     ended = run("train", "recipe.py", cwd=tmp_path)
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith("went on from step ")
-    assert results(tmp_path / "run") == uninterrupted
+    assert results(tmp_path / "run") == uninterrupted[family]
     assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")], "nothing is left lying about"
 
 
 def test_told_to_stop_saves_and_ends_in_the_same_bytes(
-    models: dict[str, Path], pairs: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+    models: dict[str, Path], pairs: Path, tmp_path: Path, uninterrupted: dict[str, dict[str, bytes]]
 ) -> None:
     """SIGTERM, as a scheduler sends it before it kills: the step at work is saved, whatever `save_every`."""
     (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
@@ -478,16 +493,22 @@ def test_told_to_stop_saves_and_ends_in_the_same_bytes(
     assert not (tmp_path / "run" / "policy").exists()
     ended = run("train", "recipe.py", cwd=tmp_path)
     assert ended.out.startswith(f"went on from step {found[1]}; "), ended
-    last = {name: data for name, data in results(tmp_path / "run").items() if name in uninterrupted}
+    whole = uninterrupted["sdxl"]
+    last = {name: data for name, data in results(tmp_path / "run").items() if name in whole}
     assert {"metrics.jsonl", "policy/pytorch_lora_weights.safetensors", "checkpoint-8/policy.safetensors"} <= set(last)
-    assert last == {name: uninterrupted[name] for name in last}
+    assert last == {name: whole[name] for name in last}
 
 
-@pytest.mark.parametrize("largest", [3_000, 20_000, 60_000])
+@pytest.mark.parametrize(("largest", "family"), [(3_000, "sdxl"), (20_000, "sdxl"), (60_000, "sdxl"), (20_000, "sd3")])
 def test_no_room_is_one_line_and_the_command_goes_on(
-    models: dict[str, Path], pairs: Path, tmp_path: Path, largest: int, uninterrupted: dict[str, bytes]
+    models: dict[str, Path],
+    pairs: Path,
+    tmp_path: Path,
+    largest: int,
+    family: str,
+    uninterrupted: dict[str, dict[str, bytes]],
 ) -> None:
-    (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models["sdxl"]), data=str(pairs)))
+    (tmp_path / "recipe.py").write_text(RECIPE.format(model=str(models[family]), data=str(pairs)))
     ended = run("train", "recipe.py", cwd=tmp_path, largest=largest)
     assert ended.status == 2, ended
     assert ended.err.startswith("diffalign: ")
@@ -495,7 +516,7 @@ def test_no_room_is_one_line_and_the_command_goes_on(
     assert ended.err.endswith("; free some room and run the same command again\n")
     assert not [p for p in (tmp_path / "run").rglob("*") if ".tmp" in p.name], "nothing half-written"
     assert run("train", "recipe.py", cwd=tmp_path).status == 0
-    assert results(tmp_path / "run") == uninterrupted
+    assert results(tmp_path / "run") == uninterrupted[family]
 
 
 def test_what_is_exported_is_what_was_trained(plain: Run) -> None:

@@ -422,6 +422,20 @@ def red_or(body: dict) -> int:
     return red(body) if any(isinstance(m["content"], list) for m in body["messages"]) else 0
 
 
+def pictured(body: dict) -> int:
+    return json.dumps(body).count('"image_url": {')
+
+
+def test_a_server_that_takes_no_pictures_ends_the_command(fake: Fake) -> None:
+    """A model of texts, or one of a single picture: no picture is at fault, and none would be asked about again."""
+    fake.answer = lambda body, n: (400, {}, b"no images") if pictured(body) else completion("Final Score: 3")
+    with pytest.raises(Unavailable, match=r"answers no request: the server refused \(status 400: no images\)"):
+        fake.judge("scale_5_text")(images(2), ["x"] * 2)
+    fake.answer = lambda body, n: (500, {}, b"") if pictured(body) > 1 else completion("Image A is better.")
+    with pytest.raises(Unavailable, match="status 500: , 2 times; start or mend it"):
+        fake.judge("two_text", retries=1).compare(images(1), images(2)[1:], ["x"])
+
+
 def test_a_server_that_takes_no_request_at_all(fake: Fake) -> None:
     fake.answer = lambda body, n: (400, {}, b"unknown field seed")
     with pytest.raises(Unavailable, match=r"answers no request: the server refused \(status 400: unknown field seed\)"):

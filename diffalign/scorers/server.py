@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from PIL.Image import Image
+import PIL.Image
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Spent, Unavailable
@@ -102,8 +102,8 @@ class Server:
         """
         if not bodies:
             return []
-        # one bad picture, or a server that takes none of these requests: a request without a picture tells
-        plain = bodies[0] | {"messages": [{"role": "user", "content": "Answer yes."}]}
+        # one bad picture, or a server that takes none of these requests: one with pictures that nobody refuses tells
+        plain = _plain(bodies[0])
         others = [plain]
         with ThreadPoolExecutor(min(self.concurrency, len(bodies))) as pool:
             futures = [pool.submit(self._patiently, body, others) for body in bodies]
@@ -195,6 +195,16 @@ def _after(faults: Sequence[_Fault], found: Reply | Silence) -> Reply | Silence:
     return replace(found, spent=replace(spent, retried=spent.requests - 1))
 
 
+def _plain(body: dict) -> dict:
+    """The request with as many pictures, small and white, and two words; a server of texts answers only where it has
+    none.
+    """
+    parts = [p for m in body["messages"] if isinstance(m["content"], list) for p in m["content"]]
+    white = picture(PIL.Image.new("RGB", (64, 64), "white"))
+    shown = [white for part in parts if part["type"] == "image_url"]
+    return body | {"messages": [{"role": "user", "content": [*shown, {"type": "text", "text": "Answer yes."}]}]}
+
+
 def _seconds(text: str | None) -> float:
     try:
         return max(0.0, float(text or 0))
@@ -243,7 +253,7 @@ def _first(logprobs: dict | None) -> tuple[tuple[str, float], ...] | None:
     return tuple((str(t["token"]), float(t["logprob"])) for t in listed)
 
 
-def picture(image: Image) -> dict:
+def picture(image: PIL.Image.Image) -> dict:
     """An image as part of a message: PNG, as it is, nothing made smaller."""
     sink = io.BytesIO()
     image.save(sink, format="PNG")

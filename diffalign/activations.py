@@ -1,7 +1,7 @@
 """What a forward pass keeps for its backward pass: everything, the costly results, or the blocks' inputs alone."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,17 +13,15 @@ Checkpointing = Literal["off", "selective", "full"]
 SHARE = {"off": 1.0, "selective": 0.19, "full": 0.09}
 
 
-def arrange(
-    denoiser: Any, asked: str, call: Callable[[], object], trained: Iterable[Tensor], times: int
-) -> Checkpointing:
+def arrange(denoiser: Any, asked: str, call: Callable[[], object], states: int, times: float) -> Checkpointing:
     """`keep` what was asked; "auto" goes by the memory that is free for `times` forward passes like `call`.
 
-    Gradients and two moments of what is trained are left room. On the CPU "auto" keeps everything. Returns the choice.
+    `states`: bytes of gradients and of what the optimizer remembers, which are left room. On the CPU "auto" keeps
+    everything. Returns the choice.
     """
     if asked == "auto":
         asked = "off"
         if denoiser.device.type == "cuda":
-            states = sum(3 * p.numel() * p.element_size() for p in trained)
             free = torch.cuda.mem_get_info(denoiser.device)[0] - states
             asked = choose(bytes_kept(call, denoiser) * times, free)
     drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in denoiser.modules())
@@ -76,6 +74,6 @@ def bytes_kept(call: Callable[[], object], module: nn.Module) -> int:
     return sum(kept.values())
 
 
-def choose(needed: int, free: int) -> Checkpointing:
+def choose(needed: float, free: float) -> Checkpointing:
     """The cheapest setting of which the activations take no more than 0.8 of the free memory, by SHARE; else "full"."""
     return next((name for name, share in SHARE.items() if share * needed <= 0.8 * free), "full")

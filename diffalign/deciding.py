@@ -1,16 +1,26 @@
-"""What of a run is decided by its numbers alone: dtypes, the learning rate's shape, whether it is watched."""
+"""What of a run is decided by its numbers alone: dtypes, past selves, the learning rate, whether it is watched."""
 
 import math
 
 import torch
 
-from diffalign.run import Full, Run
+from diffalign.run import EMA, Full, Reference, Run
 
 
 def watched(run: Run) -> bool:
     """Whether pictures are drawn while the run trains; not for previews where it is shorter than until the second."""
     asked = run.evaluate
     return bool(asked.every) or 0 < asked.preview_every <= run.steps
+
+
+def pasts(run: Run) -> dict[str, Reference | None]:
+    """The past selves that a run asks: "reference", "old" and "average", None where nobody does."""
+    inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
+    return {
+        "reference": None if run.objective.reference_free and not inverts else run.reference,
+        "old": run.old if run.objective.needs_old else None,
+        "average": EMA(run.ema) if run.ema else None,
+    }
 
 
 def dtypes(run: Run) -> tuple[torch.dtype, torch.dtype | None]:

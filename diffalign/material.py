@@ -202,10 +202,7 @@ class Stores:
         def made(batch: Sequence[str]) -> dict[str, Tensor]:
             taken = torch.stack([source.pixels(of[n], shown[n.partition(" ")[2]]) for n in batch])
             pixels = views.unit(taken.to(backbone.pipe.vae.device))
-            if self.run.pictures.posterior == "mean":
-                found = {"latents": backbone.encode_images(pixels)}
-            else:
-                found = dict(zip(("latents", "deviation"), backbone.posterior(pixels), strict=True))
+            found = _encoded(backbone, pixels, self.run.pictures.posterior)
             for name, ok in zip(batch, found["latents"].isfinite().flatten(1).all(1).tolist(), strict=True):
                 if not ok:
                     raise InputError(f"{self.data.folder}: the latents of image {of[name]} are not finite")
@@ -213,6 +210,27 @@ class Stores:
 
         title = "latents" if len(self.latents) == 1 else f"latents {size[0]}x{size[1]}"
         cache.fill(store, track(cut, title, len(cut)), encode, self.run.pictures.stored)
+
+
+def _encoded(backbone: Backbone, pixels: Tensor, posterior: str) -> dict[str, Tensor]:
+    """Latents of pictures: all at once or, where the memory does not take that, half and half.
+
+    Never one alone, which would be rounded otherwise: raises InputError where two do not fit.
+    """
+    try:
+        if posterior == "mean":
+            return {"latents": backbone.encode_images(pixels)}
+        return dict(zip(("latents", "deviation"), backbone.posterior(pixels), strict=True))
+    except torch.OutOfMemoryError:
+        if len(pixels) < 4:
+            height, width = pixels.shape[2:]
+            raise InputError(
+                f"size {width}x{height}: {len(pixels)} pictures do not fit the device's memory where they are encoded; "
+                "choose a smaller resolution"
+            ) from None
+    half = len(pixels) // 2
+    parts = [_encoded(backbone, part, posterior) for part in (pixels[:half], pixels[half:])]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _lacks(store: cache.Store, names: Iterable[str]) -> bool:

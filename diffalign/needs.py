@@ -1,52 +1,59 @@
 """What a run needs on a card, counted on the meta device: memory by component, operations, time, disk."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffalign import activations, counting, dataset
+from diffalign import activations, bank, counting, dataset, material, optimizers, views
 from diffalign.activations import Checkpointing
 from diffalign.backbones import check_family
 from diffalign.backbones.hollow import Hollow, hollow
+from diffalign.cards import CARDS, TERA, Cut, Setting, micro
 from diffalign.counting import Counter
-from diffalign.deciding import watched
+from diffalign.deciding import dtypes, pasts, watched
 from diffalign.objectives.base import Advantages, Judgement, Ranking, Unpaired
 from diffalign.policy import Policy
-from diffalign.run import EMA, Frozen, HardCopy, LoRA, Reference, Run
+from diffalign.quantization import QuantizedLinear
+from diffalign.run import EMA, Frozen, Full, HardCopy, LoRA, Reference, Run
 
-TERA = 1e12
-Card = Literal["h200", "h100", "a100-80", "a100-40", "l40s", "4090", "3090"]
-# GiB that a program gets, dense bfloat16 TFLOP/s and TB/s; h200 measured, the others 0.8 and 0.9 of the data sheet
-CARDS: dict[str, tuple[float, float, float]] = {
-    "h200": (139, 790, 4.3), "h100": (79, 790, 3.0), "a100-80": (79, 250, 1.8), "a100-40": (39, 250, 1.4),
-    "l40s": (44, 290, 0.78), "4090": (23.5, 132, 0.9), "3090": (23.5, 57, 0.84),
-}  # fmt: skip
-# seconds that Python and the driver need for one kernel, and the share of a card that is left for activations
-LAUNCH, ROOM = 15e-6, 0.92
 # images of a group where no data say it
 IMAGES: dict[type[Judgement], int] = {Unpaired: 1, Ranking: 4, Advantages: 8}
+# what of a conditioning is told of pictures and no text
+SIZES = ("time_ids", "resolution", "aspect_ratio")
+# bytes of a row's name in a cache and of an array's check
+ID, SUM = 16, 4
+# pictures that the autoencoder is given at once at least, see `material`
+TOGETHER = 2
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way to cut a step: groups a forward pass and what is kept, with its memory (bytes) and groups per second."""
+class Bank:
+    """What a bank of reference errors costs while it is filled, beside what a run costs that reads it.
 
-    micro: int
-    checkpointing: Checkpointing
-    activations: float
-    speed: float
+    memory: bytes of the reference, where it is a copy. flops: a group. share: of a run's visits, those that are first
+    ones of their draw and find nothing there.
+    """
+
+    memory: float
+    flops: float
+    share: float
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run needs. `memory`: bytes by component without activations; `disk` likewise. flops: per group.
+    """What a run needs; with a bank, once that is filled.
 
-    `before`: bytes of autoencoder and text encoders while they encode, when the denoiser still lies on the host.
+    `memory`: bytes by component without activations; `disk` likewise. flops: a group, as the run is set.
+    `before`: bytes before the first step, at most: while pictures and prompts are encoded (the denoiser is still on the
+    host), or the prompts of previews beside it; 0 where everything lies in the cache. `drawing`: activations while
+    pictures are drawn, when there are no gradients.
     """
 
     parameters: int
@@ -54,181 +61,236 @@ class Needs:
     images: int
     memory: dict[str, float]
     before: float
+    drawing: float
     flops: dict[str, float]
     settings: tuple[Setting, ...]
     disk: dict[str, float]
+    bank: Bank | None
 
     @property
     def fixed(self) -> float:
         """Bytes that no setting changes."""
         return sum(self.memory.values())
 
+    def peak(self, setting: Setting, *, filling: bool) -> float:
+        """Bytes at the highest moment of a run, which fills its bank or has found it filled."""
+        more = self.bank.memory if self.bank and filling else 0
+        drawing = self.drawing - self.memory["gradients"]
+        return max(self.before, more + self.fixed + max(setting.activations, drawing))
+
 
 @dataclass(frozen=True)
 class Data:
-    """How much there is to learn from: images a group, unique images and texts; None where no data were named."""
+    """How much there is to learn from: images a group, groups, unique images and texts; where its bank would lie.
+
+    cached: whether all latents and embeddings lie in the cache.
+    """
 
     per_group: float
+    groups: int
     images: int
     texts: int
+    bank: Path
+    cached: bool
 
 
-def asked(run: Run, settings: tuple[Setting, ...]) -> Setting:
-    """The setting that the run names; "auto" is what keeps everything."""
+def asked(run: Run, found: Needs, memory: float) -> Setting:
+    """The setting that the run names; "auto" is what `train` takes where so many bytes are the card's."""
+    here = {s.checkpointing: s for s in found.settings if (s.micro, s.chunk) == (micro(run), run.chunk)}
     kept = run.gradient_checkpointing
-    wanted = "off" if kept == "auto" else kept
-    return next(s for s in settings if (s.micro, s.checkpointing) == (micro(run), wanted))
-
-
-def micro(run: Run) -> int:
-    """Groups of a forward pass."""
-    return min(run.micro_batch or run.batch, run.batch)
+    return here[activations.choose(here["off"].activations, memory - found.fixed) if kept == "auto" else kept]
 
 
 def data_of(run: Run) -> Data | None:
-    """How much a run has to learn from."""
+    """How much a run has to learn from; None where it names no data. Nothing is written."""
     if not run.data:
         return None
     found = dataset.Dataset(Path(run.data), captions=run.captions, labels=run.labels)
-    images = sum(len(g.images) for g in found.groups) / len(found.groups)
-    return Data(images, len(found.image_ids()), sum(1 for _ in found.shown_texts()))
+    images, groups = sum(len(g.images) for g in found.groups), len(found.groups)
+    place, texts = bank.place(material.place(run), found), sum(1 for _ in found.shown_texts())
+    return Data(images / groups, groups, len(found.image_ids()), texts, place, _cached(run, found))
+
+
+def _cached(run: Run, data: dataset.Dataset) -> bool:
+    """Whether nothing has to be encoded; not known of a hub id, whose weights may not be here."""
+    if not material.place(run).is_dir() or not Path(run.model).exists():
+        return False
+    dtype, _ = dtypes(_resolved(run))
+    return not material.Stores(run, data, dtype).lacking()
+
+
+def _resolved(run: Run) -> Run:
+    """The run on an accelerator."""
+    return dataclasses.replace(run, precision="bfloat16" if run.precision == "auto" else run.precision)
 
 
 def needs(run: Run, card: str, data: Data | None = None) -> Needs:
-    """What a run needs on a card: counted on the meta device, one pass a way of checkpointing."""
-    model = hollow(run.model, run.config)
+    """What a run needs on a card: counted on the meta device, one pass a way of checkpointing.
+
+    Raises InputError where the run asks for a bank of reference errors and cannot have one.
+    """
+    run, kind = _resolved(run), next((n for k, n in IMAGES.items() if issubclass(run.objective.judgement, k)), 2)
+    model, images = hollow(run.model, run.config), math.ceil(data.per_group) if data else kind
     check_family(type(model.backbone), run.family, run.model)
-    kind = next((n for k, n in IMAGES.items() if issubclass(run.objective.judgement, k)), 2)
-    images = math.ceil(data.per_group) if data else kind
-    backbone, total = model.backbone, sum(p.numel() for p in model.backbone.denoiser.parameters())
-    narrow = run.precision in ("auto", "bfloat16")
-    dtype = torch.bfloat16 if narrow else torch.float64 if run.precision == "float64" else torch.float32
-    wide = 8 if dtype == torch.float64 else 4
-    policy = _policy(model, run, dtype if narrow else None)
-    trained = sum(p.numel() for p in policy.parameters.values())
-    past = [t for tensors in policy.pasts() for t in tensors.values()]
-    working = float(trained * dtype.itemsize if narrow else 0)
-    vae, encoders = model.frozen.get("vae", 0) * wide, sum(n for k, n in model.frozen.items() if k != "vae")
-    memory: dict[str, float] = {
-        "frozen weights": (total - trained if isinstance(run.policy, LoRA) else 0) * dtype.itemsize,
-        "trained weights": trained * wide,
+    banked = bank.wanted(run, data.bank if data else material.place(run) / "none")
+    denoiser, (loaded, narrow) = model.backbone.denoiser, dtypes(run)
+    total, half = sum(p.numel() for p in denoiser.parameters()), run.precision == "float16"
+    _cast(denoiser, loaded)
+    policy = _policy(model, run, narrow, banked=banked)
+    masters, parameters = policy.state(), policy.parameters
+    trained, working = _bytes(masters.values()), _bytes(parameters.values()) if narrow else 0
+    held = [*(p for p in denoiser.parameters() if not p.requires_grad), *denoiser.buffers()]
+    wide = torch.promote_types(loaded, torch.float32).itemsize
+    autoencoder = model.frozen.get("vae", 0) * wide
+    remembered = optimizers.kept(run.optimizer, masters)
+    weights = {
+        "frozen weights": _bytes(held),
+        "trained weights": trained,
         "their working copy": working,
-        "gradients": trained * wide,
-        "optimizer's two moments": 2 * trained * wide,
-        "past selves": sum(t.numel() * (t.element_size() if narrow else wide) for t in past),
-        "autoencoder, for previews": vae if watched(run) else 0,
+        "past selves": sum(_bytes(t.values()) for t in policy.pasts()),
+        "autoencoder, for previews": autoencoder if watched(run) else 0,
     }
-    for parameter in backbone.denoiser.parameters():
-        parameter.data = parameter.data.to(dtype)  # diffusers' own `to` warns of what cannot be helped here
-    step = {kept: _step(model, run, images, dtype, kept) for kept in ("off", "selective", "full")}
-    forward = _forward(model, run, images, dtype)
-    passes = _passes(run)
+    casts = sum(2 * p.numel() for p in denoiser.parameters()) if half else 0
+    kept = {"gradients": trained, f"optimizer ({type(run.optimizer).__name__})": remembered, "float16 casts": casts}
+    memory = weights | {name: v for name, v in kept.items() if v or name == "gradients"}
+
+    disk = _disk(model, run, data, policy, remembered, banked=banked)
+    dtype = torch.float16 if half else narrow or loaded
+    _cast(denoiser, dtype)
+    pass_ = Pass(model, policy, model.latents(images, run.resolution, dtype), images, dtype)
+    step = {way: pass_.step(way) for way in ("off", "selective", "full")}
+    forward = pass_.forward()
+    apart = isinstance(run.policy, LoRA) and not run.objective.reference_free  # its adapters may be off
+    reference = pass_.forward("reference") if apart else forward
+    lent = working if narrow and any(isinstance(k, EMA) for k in pasts(run).values()) else 0
+    accelerator, update = CARDS[card], 3 * trained + 2 * remembered
+    rate = {2: accelerator.narrow, 4: accelerator.wide, 8: accelerator.double}[dtype.itemsize] * TERA
+    grown = (working, lent, _widened(denoiser, dtype), update)
+    cut = Cut(run, images, step, forward, reference, *grown, rate, accelerator.bandwidth * 1e12)
+    here, settings = (micro(run), run.chunk), cut.settings(banked=banked)
     flops = {"policy forward and backward": step["off"].flops}
-    flops |= {name: n * forward.flops for name, n in passes.items() if n}
-    extra = sum(passes.values())
-    settings = tuple(
-        _setting(kept, size, counter, forward, extra, trained, card, run.batch, working)
-        for kept, counter in step.items()
-        for size in sorted({2**i for i in range(12) if 2**i <= run.batch} | {micro(run)})
-    )  # fmt: skip
-    disk = _disk(model, run, data, trained, sum(t.numel() for t in past), dtype)
-    return Needs(total, trained, images, memory, vae + encoders * (2 if narrow else wide), flops, settings, disk)
+    one = {"reference": reference.flops}
+    flops |= {k: n * one.get(k, forward.flops) for k, n in cut.passes(*here, banked=banked).items() if n}
+
+    encode, decode = model.costs(run.resolution)
+    encoders = sum(n for k, n in model.frozen.items() if k != "vae") * loaded.itemsize
+    cached, drawn = (
+        bool(data and data.cached),
+        run.evaluate.batch * (1 + model.backbone.unconditional(run.evaluate.guidance)),
+    )
+    before = max(
+        0 if cached else autoencoder + encoders + TOGETHER * encode * wide / 4,
+        sum(weights.values()) + encoders if watched(run) else 0,
+    )
+    drawing = max(forward.peak / images * drawn + lent, decode * wide / 4) if watched(run) else 0
+    filled = _bank(run, data, working or trained, reference.flops) if banked else None
+    parts = sum(p.numel() for p in parameters.values())
+    return Needs(total, parts, images, memory, before, drawing, flops, settings, disk, filled)
 
 
-def _policy(model: Hollow, run: Run, narrow: torch.dtype | None) -> Policy:
-    """The policy on the meta device; adapters that are read from files count as copies."""
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.nbytes for t in tensors)
+
+
+def _cast(denoiser: Any, dtype: torch.dtype) -> None:
+    """As a model is read: diffusers' own `to` warns of what cannot be helped here."""
+    for parameter in denoiser.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _policy(model: Hollow, run: Run, narrow: torch.dtype | None, *, banked: bool) -> Policy:
+    """The policy on the meta device, its bank filled; adapters that are read from files count as copies."""
     adaptation = run.policy
     from_file = isinstance(adaptation, LoRA) and bool(adaptation.start)
     if isinstance(adaptation, LoRA):
         adaptation = dataclasses.replace(adaptation, start="")
 
-    def plain(kind: Reference) -> Reference:
+    def plain(kind: Reference | None) -> Reference | None:
         return HardCopy() if isinstance(kind, Frozen) and (kind.path or from_file) else kind
 
-    reference = None if run.objective.reference_free else plain(run.reference)
-    old = plain(run.old) if run.objective.needs_old else None
-    average = EMA(run.ema) if run.ema else None
-    return Policy(model.backbone, adaptation, run.seed, reference=reference, old=old, average=average, narrow=narrow)
+    asked = {name: plain(kind) for name, kind in pasts(run).items()}
+    if banked and isinstance(adaptation, Full):
+        asked["reference"] = None
+    return Policy(model.backbone, adaptation, run.seed, **asked, narrow=narrow)
 
 
-def _passes(run: Run) -> dict[str, int]:
-    """Forward passes beside the policy's own, by what they are for."""
-    objective, inverts = run.objective, run.states.inversion.steps
-    parts = run.batch > (run.micro_batch or run.batch)
-    own = 0 if objective.reference_free else 1
-    old = 1 if objective.needs_old and run.old != run.reference else 0
-    again = (1 + own + old) if objective.coupled and run.parity == "batch" and parts else 0
-    return {"reference": own, "previous policy": old, "inversion": inverts, "statistics of the batch": again}
+def _bank(run: Run, data: Data | None, copy: int, flops: float) -> Bank:
+    first = data.groups * run.draws / (run.steps * run.batch) if data and run.draws else 1.0
+    return Bank(copy if isinstance(run.policy, Full) else 0, flops, min(1.0, first))
 
 
-def _step(model: Hollow, run: Run, images: int, dtype: torch.dtype, kept: Checkpointing) -> Counter:
-    """Forward and backward of one group, gradients there before."""
-    denoiser = model.backbone.denoiser
-    activations.keep(denoiser, kept, random=False)
-    trained = [p for p in denoiser.parameters() if p.requires_grad]
-    for p in trained:
-        p.grad = torch.empty_like(p)
-    call = _call(model, run, images, dtype)
-    found = counting.counted(lambda: call().backward(), *denoiser.parameters(), *(p.grad for p in trained))
-    for p in trained:
-        p.grad = None
-    return found
-
-
-def _forward(model: Hollow, run: Run, images: int, dtype: torch.dtype) -> Counter:
-    call = _call(model, run, images, dtype)
-    with torch.no_grad():
-        return counting.counted(call, *model.backbone.denoiser.parameters())
-
-
-def _call(model: Hollow, run: Run, images: int, dtype: torch.dtype) -> "Call":
-    return Call(model, model.latents(images, run.resolution, dtype), images, dtype)
+def _widened(denoiser: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes at the peak of widening the largest layer in few bits, which does not grow with the images; else 0."""
+    packed = [m for m in denoiser.modules() if isinstance(m, QuantizedLinear)]
+    if not packed:
+        return 0
+    largest = max(packed, key=lambda m: m.in_features * m.out_features)
+    return counting.counted(lambda: largest.dense(dtype), *largest.buffers()).peak
 
 
 @dataclass(frozen=True)
-class Call:
-    """A squared error of the denoiser's output, without values."""
+class Pass:
+    """Passes of one group through the denoiser, without values."""
 
     model: Hollow
+    policy: Policy
     x: Tensor
     images: int
     dtype: torch.dtype
 
+    def step(self, kept: Checkpointing) -> Counter:
+        """Forward and backward, gradients there before."""
+        denoiser = self.policy.denoiser
+        activations.keep(denoiser, kept, random=False)
+        trained = list(self.policy.parameters.values())
+        for p in trained:
+            p.grad = torch.empty_like(p)
+        known = (*denoiser.parameters(), *denoiser.buffers(), *(p.grad for p in trained))
+        with self.policy.learning("doctor"):
+            found = counting.counted(lambda: self().backward(), *known)
+        for p in trained:
+            p.grad = None
+        return found
+
+    def forward(self, past: str = "") -> Counter:
+        """Forward alone, of a past self where one is named."""
+        denoiser, copies = self.policy.denoiser, (t for held in self.policy.pasts() for t in held.values())
+        with torch.no_grad(), self.policy.past(past, denoiser) if past else contextlib.nullcontext():
+            return counting.counted(self, *denoiser.parameters(), *denoiser.buffers(), *copies)
+
     def __call__(self) -> Tensor:
+        """A squared error of the output."""
         told, t = self.model.told(self.images, self.dtype), torch.empty(self.images, device="meta")
-        output = self.model.backbone.predict(self.model.backbone.denoiser, self.x, t, told)
+        output = self.model.backbone.predict(self.policy.denoiser, self.x, t, told)
         return output.float().square().mean()
 
 
-def _setting(
-    kept: Checkpointing, micro: int, step: Counter, forward: Counter, extra: int, trained: int, card: str, batch: int,
-    working: float,
-) -> Setting:  # fmt: skip
-    """Memory and speed where `micro` groups share a pass; costs grow with the groups, launches do not.
+def _disk(
+    model: Hollow, run: Run, data: Data | None, policy: Policy, remembered: int, *, banked: bool
+) -> dict[str, float]:
+    """Bytes of the caches (of a thousand where no data say how many), of all checkpoints that lie there, of the policy.
 
-    `working`: bytes of the gradients of a working copy, which are there when the activations are gone.
+    Beside the checkpoints that are kept lies the one that is being written, and the best one.
     """
-    _, tera, bandwidth = CARDS[card]
-    rate, moved = tera * TERA, bandwidth * 1e12
-
-    def seconds(counter: Counter) -> float:
-        return max(micro * counter.seconds(rate, moved) / 0.8, LAUNCH * counter.kernels)
-
-    update = 28 * trained / moved / batch  # AdamW reads and writes weights, gradients and moments once a step
-    group = (seconds(step) + extra * seconds(forward)) / micro + update
-    return Setting(micro, kept, max(micro * step.peak, working), 1 / group)
-
-
-def _disk(model: Hollow, run: Run, data: Data | None, trained: int, past: int, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes of the caches (by image and by prompt where no data say how many) and of the run's folder."""
-    latent = 4 * model.latents(1, run.resolution, dtype).numel()
-    prompt = 4 * sum(v.numel() for v in model.told(1, dtype).values())
+    shown, exact = run.pictures, 8 if run.precision == "float64" else 4
+    size = 2 if exact == 4 and shown.stored == "float16" else exact
+    arrays = 2 if shown.posterior == "sample" else 1
+    places = len(views.every((run.resolution, run.resolution), shown.crops, shown.flip))
+    latent = arrays * (size * model.latents(1, run.resolution, torch.float32).numel() + SUM) + ID
+    told = [v.numel() for n, v in model.told(1, torch.float32).items() if n not in SIZES]
     images, texts = (data.images, data.texts) if data else (1000, 1000)
     one = "" if data else " of a thousand"
-    saved = (3 * trained + past) * 4
-    return {
-        f"latents{one}": float(images * latent),
-        f"embeddings{one}": float(texts * prompt),
-        "checkpoints": float((run.keep + 1) * saved),
-        "policy": 4.0 * trained,
+    found = {
+        f"latents{one}": float(images * places * latent),
+        f"embeddings{one}": float(texts * (sum(size * n + SUM for n in told) + ID)),
     }
+    if banked:
+        visits = math.ceil(run.steps * run.batch / data.groups) if data else 1
+        pictures = data.groups * data.per_group if data else 1000
+        found[f"reference errors{one}"] = exact * pictures * (run.draws or visits)
+    kinds = {"reference": run.reference, "old": run.old}
+    moving = (t for n, t in policy.moving().items() if not isinstance(kinds.get(n.partition(".")[0]), Frozen))
+    masters = _bytes(policy.state().values())
+    saved = masters + remembered + _bytes(moving) + (masters if isinstance(run.policy, LoRA) else 0)
+    best, saves = bool(run.evaluate.every), math.ceil(run.steps / run.save_every)
+    return found | {"checkpoints": (min(saves, run.keep + 1) + best) * saved, "policy": (1 + best) * masters}

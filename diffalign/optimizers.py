@@ -65,8 +65,9 @@ class AdamW8bit(Optimizer):
 @final
 @dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Adam without a first moment and with a factored second one, arXiv 1804.04235: next to no bytes a trained number.
+    """Adam without a first moment and with a factored second one, arXiv 1804.04235: next to no bytes of a matrix.
 
+    torch factors the last two axes alone: of a convolution of 3x3, two thirds of its numbers are kept, of 1x1 twice.
     `lr` is relative to a tensor's root mean square, which counts as at least `least`.
     """
 
@@ -136,7 +137,44 @@ def build(kind: Optimizer, weights: Mapping[str, nn.Parameter]) -> torch.optim.O
             given, lr=kind.lr, betas=kind.betas, weight_decay=kind.weight_decay, d0=kind.d0,
             use_bias_correction=True, safeguard_warmup=True,
         )  # fmt: skip
-    raise InputError(f"optimizer = {type(kind).__name__}: expected AdamW, AdamW8bit, Adafactor or Prodigy")
+    raise _unknown(kind)
+
+
+def kept(kind: Optimizer, weights: Mapping[str, Tensor]) -> int:
+    """Bytes of what an optimizer remembers of these weights once it has taken a step; nothing is computed or allocated.
+
+    AdamW and Adafactor count their steps in a float32 a tensor. AdamW8bit keeps tensors of fewer than 4,096 numbers in
+    float32, of others a byte a number and moment, a float32 a block of 256, and one pair of tables for all. Prodigy
+    keeps of a tensor that begins at zero (a LoRA's B) no copy of the beginning.
+    """
+    scalar = torch.float32.itemsize
+    if isinstance(kind, AdamW):
+        return sum(2 * w.nbytes + scalar for w in weights.values())
+    if isinstance(kind, Adafactor):
+        return sum(_factors(w.shape) * w.element_size() + scalar for w in weights.values())
+    if isinstance(kind, AdamW8bit):
+        large = [w.numel() for w in weights.values() if w.numel() >= 4096]
+        small = sum(w.numel() for w in weights.values()) - sum(large)
+        return 8 * small + sum(2 * n + 8 * -(-n // 256) for n in large) + (2 * 256 * scalar if large else 0)
+    if isinstance(kind, Prodigy):
+        moments = 3 if kind.betas[0] else 2
+        return sum(moments * w.nbytes + (scalar if "lora_B" in n else w.nbytes) for n, w in weights.items())
+    raise _unknown(kind)
+
+
+def room(kind: Optimizer, weights: Mapping[str, Tensor]) -> int:
+    """Bytes of the gradients of these weights and of what an optimizer remembers of them."""
+    return sum(w.nbytes for w in weights.values()) + kept(kind, weights)
+
+
+def _factors(shape: torch.Size) -> int:
+    """Numbers of the mean squares by row and by column of the last two axes; all of a vector's."""
+    rows, columns = math.prod(shape[:-1]), math.prod(shape[:-2]) * math.prod(shape[-1:])
+    return rows + columns if len(shape) > 1 else math.prod(shape)
+
+
+def _unknown(kind: Optimizer) -> InputError:
+    return InputError(f"optimizer = {type(kind).__name__}: expected AdamW, AdamW8bit, Adafactor or Prodigy")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+        # on the meta device there is no autocast to ask for
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
         y = _Product.apply(x, self.packed, self.scale, self.bytes)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

@@ -29,12 +29,12 @@ from diffalign import (
     step,
     wrapping,
 )
-from diffalign.deciding import dtypes, factor, watched
+from diffalign.deciding import dtypes, factor, pasts, watched
 from diffalign.objectives.base import Errors
 from diffalign.passes import Passes
 from diffalign.policy import Policy
 from diffalign.records import InputError
-from diffalign.run import EMA, Full, HardCopy, LoRA, Run, to_data
+from diffalign.run import Full, HardCopy, LoRA, Run, to_data
 
 UNSEEN = 64  # steps whose numbers are looked at together
 
@@ -116,16 +116,12 @@ class Trainer:
 
     def _policy(self, narrow: torch.dtype | None) -> Policy:
         """The policy with the past selves that are asked; no copy of all weights where a bank says what they would."""
-        run = self.run
-        inverts = run.states.inversion.steps > 0 and run.states.inversion.by == "reference"
-        reference = None if run.objective.reference_free and not inverts else run.reference
-        if self.bank is not None and (isinstance(run.policy, Full) or self.world > 1):
-            reference = None if self._covered(self.bank) else reference
-        old = run.old if run.objective.needs_old else None
-        average = EMA(run.ema) if run.ema else None
+        run, asked = self.run, pasts(self.run)
+        if self.bank is not None and (isinstance(run.policy, Full) or self.world > 1) and self._covered(self.bank):
+            asked["reference"] = None
         return Policy(
-            self.backbone, run.policy, run.seed, reference=reference, old=old, average=average,
-            init_lora=run.init_lora, narrow=narrow, device=self.accelerator.device,
+            self.backbone, run.policy, run.seed, **asked, init_lora=run.init_lora, narrow=narrow,
+            device=self.accelerator.device,
         )  # fmt: skip
 
     def _covered(self, kept: bank.Bank) -> bool:
@@ -169,7 +165,9 @@ class Trainer:
         attention.prepare(denoiser, run.attention)
         with torch.no_grad():
             attention.verify(run.attention, call)
-        activations.arrange(denoiser, run.gradient_checkpointing, call, self.policy.masters.values(), len(part))
+        told = optimizers.room(run.optimizer, self.policy.state())
+        times = min(len(part), (run.chunk or math.inf) / len(part[0].group.images))
+        activations.arrange(denoiser, run.gradient_checkpointing, call, told, times)
         if run.compile:
             compiling.compile_blocks(denoiser)
 

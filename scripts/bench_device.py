@@ -30,7 +30,7 @@ import torch
 from bench_steps import DIFFUSERS, MAPO, SALESFORCE, Ours, Theirs, World, default
 from torch import Tensor
 
-from diffalign import attention, compiling, counting, needs
+from diffalign import attention, cards, compiling, counting, needs
 from diffalign.backbones.base import residuals
 from diffalign.objectives import DPO
 from diffalign.run import Adaptation, Evaluate, Full, LoRA, Run
@@ -160,13 +160,11 @@ def swept() -> None:
 
 
 def estimate(bench: Bench, world: World, policy: Adaptation) -> tuple[float, float]:
-    """(operations of a pair's gradient, bytes at the peak) by `diffalign doctor`; a full bank makes its copy of the
-    weights needless.
-    """
-    told = dataclasses.replace(run_of(bench, policy), model=world.model, resolution=world.resolution)
+    """(operations of a pair's gradient, bytes at the peak) by `diffalign doctor`, of a run whose bank is filled."""
+    told = dataclasses.replace(run_of(bench, policy), model=world.model, resolution=world.resolution, bank="on")
     found = needs.needs(told, "h200")
-    held = found.fixed - (found.memory["past selves"] if isinstance(policy, Full) else 0)
-    return found.flops["policy forward and backward"], held + needs.asked(told, found.settings).activations
+    size = cards.CARDS["h200"].memory * GIB
+    return found.flops["policy forward and backward"], found.fixed + needs.asked(told, found, size).activations
 
 
 def counted(made: Ours) -> int:

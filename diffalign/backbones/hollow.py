@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from diffalign import entries, places, weights
+from diffalign import counting, entries, places, weights
 from diffalign.backbones import kinds, of_class
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.backbones.pixart import TOKENS
@@ -61,6 +61,19 @@ class Hollow:
         shape = self.backbone.latent_shape(resolution, resolution)
         return torch.empty(images, *shape, device="meta", dtype=dtype)
 
+    def costs(self, resolution: int) -> tuple[int, int]:
+        """(bytes at the peak while the autoencoder encodes a picture, the same of decoding), float32, without weights.
+
+        0 where no autoencoder is known.
+        """
+        if self.vae is None:
+            return 0, 0
+        side, told = (resolution, resolution), (*self.vae.parameters(), *self.vae.buffers())
+        pixels, latents = torch.empty(1, 3, *side, device="meta"), self.latents(1, resolution, torch.float32)
+        with torch.no_grad():
+            encoding = counting.counted(lambda: self.backbone.posterior(pixels), *told)
+            return encoding.peak, counting.counted(lambda: self.backbone.decode_latents(latents), *told).peak
+
 
 def _alpha(config: Any) -> bool:
     return bool(config.use_additional_conditions)
@@ -89,7 +102,9 @@ def hollow(model: str, config: str = "") -> Hollow:
     others = {n: _built(model, n, c) for n, c in parts.items() if n == "vae" or n.startswith("text_encoder")}
     backbone = family.__new__(family)
     backbone.denoiser = denoiser.requires_grad_(False).eval()
-    backbone.pipe = SimpleNamespace(vae_scale_factor=_factor(parts.get("vae", {})))
+    told = SimpleNamespace(**{"is_distilled": False} | parts["model_index.json"])
+    factor = _factor(parts.get("vae", {}))
+    backbone.pipe = SimpleNamespace(vae_scale_factor=factor, vae=others.get("vae"), config=told)
     frozen = {n: sum(p.numel() for p in m.parameters()) for n, m in others.items()}
     return Hollow(backbone, frozen, others.get("vae"), TOKENS.get(name) or LENGTH[family.family])
 

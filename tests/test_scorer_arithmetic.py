@@ -324,7 +324,9 @@ def test_towers_that_are_none(tmp_path: Path) -> None:
             {"resample": 1},
             r"preprocessor_config.json: resample 1, expected 2 \(bilinear\) or 3",
         ),
-        ("preprocessor_config.json", {"do_normalize": False}, r"rescaled and normalised"),
+        ("preprocessor_config.json", {"do_normalize": False}, r"rescaled by 1/255 and normalised"),
+        ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, r"rescaled by 1/255 and normalised"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, r"rescaled by 1/255 and normalised"),
         ("preprocessor_config.json", {"image_mean": 1}, r"is no configuration of an image processor"),
     ):
         (folder / name).write_text(json.dumps(said[name] | change))

@@ -1,6 +1,7 @@
 """Two towers of the CLIP family in transformers' layout: what PickScore, CLIPScore and their relatives stand on."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,10 +99,13 @@ def _squashed(path: Path, size: int) -> Squashed:
         how = said.get("resample", 3)
         mean, std = (tuple(map(float, said.get(f"image_{what}", HALF))) for what in ("mean", "std"))
         plain = {said.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")} == {True}
+        plain = plain and math.isclose(float(said.get("rescale_factor", 1 / 255)), 1 / 255, rel_tol=1e-6)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is no configuration of an image processor ({error})") from None
-    if how not in (2, 3) or not plain or (len(mean), len(std)) != (3, 3):
-        raise InputError(f"{path}: resample {how}, expected 2 (bilinear) or 3 (bicubic), rescaled and normalised")
+    if how not in (2, 3) or not plain or (len(mean), len(std)) != (3, 3) or min(std) <= 0:
+        raise InputError(
+            f"{path}: resample {how}, expected 2 (bilinear) or 3 (bicubic), rescaled by 1/255 and normalised"
+        )
     return Squashed(size, mean, std, bilinear=how == 2)
 
 

@@ -22,8 +22,7 @@ class Accelerator(NamedTuple):
     bandwidth: float
 
 
-# bfloat16 and bandwidth of h200 measured, all else 0.8 (bandwidth 0.9) of the data sheet; float32 without TF32, which
-# torch leaves to cuDNN's convolutions alone
+# rates 0.8, bandwidths 0.9 of the data sheet; float32 without TF32, which torch leaves to cuDNN's convolutions alone
 CARDS: dict[str, Accelerator] = {
     "h200": Accelerator(139, 790, 54, 54, 4.3), "h100": Accelerator(79, 790, 54, 54, 3.0),
     "a100-80": Accelerator(79, 250, 16, 16, 1.8), "a100-40": Accelerator(39, 250, 16, 16, 1.4),

@@ -4,7 +4,7 @@
     python scripts/build_shapes.py sdxl --steps 300 --work build/trial
 
 Each stage takes one core, or --threads of them; sd3 imitates sdxl, so it comes after it. A stage takes at most 45
-minutes; sd3 takes 84 minutes of processor with --threads 2, where the cores multiply in bfloat16.
+minutes; sd3 does so with --threads 2 (84 minutes of processor), where the cores multiply in bfloat16.
 """
 
 from pathlib import Path

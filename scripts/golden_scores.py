@@ -28,8 +28,6 @@ HPS_PROMPT, HPS = "cat with horn", 0.288
 _HPS = ("hpsv2.1", "hpsv2.1_aliased")
 # the README's numbers were made in float32; HPSv2.1's is given to three digits, from half precision
 IMAGEREWARD_TOLERANCE, HPS_TOLERANCE = 1e-3, 2e-3
-
-
 _FIELDS = ("scorer", "image", "prompt", "value", "tolerance")
 
 

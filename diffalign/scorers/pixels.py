@@ -70,9 +70,9 @@ class Cropped(Preprocess):
 
 @dataclass(frozen=True)
 class Squashed(Preprocess):
-    """Both edges to `size` (PIL, 8 bits), the aspect ratio lost; values in [-1, 1], as SigLIP's processor.
+    """Both edges to `size` (PIL, 8 bits), the aspect ratio lost, as SigLIP's processor.
 
-    bilinear: as that of SigLIP 2; else bicubic.
+    mean, std: of values in [0, 1]; the usual ones give [-1, 1]. bilinear: as SigLIP 2's processor; else bicubic.
     """
 
     size: int

@@ -27,8 +27,8 @@ class Question:
         prompt: The words of the question.
         reminder: Said after an answer that could not be read, once.
         low, high: Range of the number.
-        pattern: Regular expression that captures the number or label, matching to where its sentence ends. What it
-            captures counts as `answers.number` and `answers.label` say.
+        pattern: Regular expression that captures the number or label and matches to the end of what states it. What
+            it captures counts as `answers.number` and `answers.label` say.
         aspects: Keys of the JSON object.
         names: What the first and the second image are called where two are shown.
         labels: What each captured text, in lower case, stands for: first, second, tie, both_good, both_bad.

@@ -236,5 +236,5 @@ def test_the_world_needs_numpy_and_pillow_only():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= {
-                "__future__", "collections", "dataclasses", "diffalign", "hashlib", "itertools", "numpy", "re",
+                "__future__", "collections", "dataclasses", "diffalign", "hashlib", "itertools", "math", "numpy", "re",
             }  # fmt: skip

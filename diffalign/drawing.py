@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from diffalign import cache
+from diffalign import cache, wrapping
 from diffalign.backbones import schedulers
 from diffalign.backbones.base import Backbone, Conditioning
 from diffalign.records import InputError, Prompt
@@ -134,7 +134,7 @@ class Artist:
         return Drawn(pictures.numpy(), latents.cpu())
 
     def _latents(self, work: Sequence[tuple[str, int]], denoiser: nn.Module) -> Tensor:
-        device, narrow = self.backbone.denoiser.device, self.backbone.denoiser.dtype
+        device, narrow = self.backbone.denoiser.device, wrapping.dtype(self.backbone.denoiser)
         wide = torch.float64 if narrow == torch.float64 else torch.float32
         solver = self.backbone.solver(self.sampler.steps, self.shape)
         x = torch.stack([self.noise(prompt, index) for prompt, index in work]).to(device, wide) * solver.sigma

@@ -106,7 +106,7 @@ def _by_stage(run: Run) -> Asked:
         raise InputError(f"{_place('zero_stage', file)} = {told['zero_stage']}: expected 0, 1, 2 or 3")
     stage = int(number)
     if not stage:
-        return Asked(said="DeepSpeed's stage 0 is asked for: each process holds the whole policy (DDP)")
+        return Asked(said="DeepSpeed's stage 0 is asked for: each process holds the whole policy")
     kept = "given back after each forward pass" if stage == 3 else "kept until the backward pass"
     more = ", which is a part of stage 2" if stage == 1 else ""
     return Asked(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from diffalign import dataset, measuring, states
+from diffalign import dataset, measuring, states, wrapping
 from diffalign.backbones.base import Backbone, Conditioning, residuals
 from diffalign.bank import Bank
 from diffalign.dataset import Dataset, Visit
@@ -112,7 +112,7 @@ class Passes:
     @property
     def dtype(self) -> torch.dtype:
         """That of the denoiser's weights, in which it is told everything."""
-        return next(self.denoiser.parameters()).dtype
+        return wrapping.dtype(self.denoiser)
 
     def narrow(self) -> contextlib.AbstractContextManager[None]:
         """float16 keeps its weights wide; in bfloat16 all of them are narrow, and casts by the way would only cost."""

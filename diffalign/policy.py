@@ -25,10 +25,11 @@ class Policy:
     """The denoiser in training, its trainable parameters by name, their masters, and its past selves.
 
     The masters are what an optimizer moves: the parameters themselves, or in training that computes in a `narrow`
-    dtype, float32 copies of which the parameters are roundings.
+    dtype, float32 copies of which the parameters are roundings, unless they are sharded.
     A past self is a second copy of the trainable tensors, lent to the network while it is asked; of LoRA that starts at
     zero, the one that stays at step 0 needs no copy, the adapters are off. `reference`, `old` and `average` (of the
-    policy's own steps, exported in its place) None: not made.
+    policy's own steps, exported in its place) None: not made. `idle` are the weights of full training that no gradient
+    reaches, as they were read: they stay, and are exported with the others.
     `init_lora` is an adapter that goes into the base first; a LoRA is exported together with it, by joined ranks.
     """
 
@@ -57,6 +58,10 @@ class Policy:
             quantization.quantize(self.denoiser, adaptation.quantization, device)
         else:
             self.denoiser.requires_grad_(True)
+            for name in backbone.idle:
+                self.denoiser.get_submodule(name).requires_grad_(False)
+        frozen = {n: p for n, p in self.denoiser.named_parameters() if not p.requires_grad}
+        self.idle = {n: p.detach().clone() for n, p in frozen.items()} if isinstance(adaptation, Full) else {}
         self.denoiser.to(device)
         self.parameters: dict[str, nn.Parameter] = {
             n: p for n, p in self.denoiser.named_parameters() if p.requires_grad
@@ -73,7 +78,13 @@ class Policy:
         kinds = (("reference", reference), ("old", old), ("average", average))
         self._kinds = {n: k for n, k in kinds if k is not None}
         self._pasts = {name: self._begin(kind) for name, kind in self._kinds.items()}
-        self._sharded = False
+        self._sharded, self._narrow = False, narrow
+
+    def copied(self) -> None:
+        """Give the first process's weights and past selves to all, should files differ from machine to machine."""
+        pasts = [t for tensors in self.pasts() for t in tensors.values()]
+        masters = [m for n, m in self.masters.items() if m is not self.parameters[n]]
+        wrapping.copy([*self.denoiser.parameters(), *masters, *pasts])
 
     def _fused(self, place: Path) -> adapters.Adapter:
         """Put an adapter into the weights of the base, where policy and past selves all have it; what it was."""
@@ -123,15 +134,17 @@ class Policy:
         self._adapters = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
         self._dropouts = [m for layer in self._adapters for m in layer.modules() if isinstance(m, nn.Dropout)]
 
-    def sharded(self) -> None:
-        """Take the denoiser's parameters anew, once it is sharded; of past selves each process keeps its part."""
+    def shard(self, *, again: bool) -> None:
+        """Share the denoiser out over the processes: each keeps its part of the weights and of the past selves.
+
+        The masters are the parameters then, and what is gathered of them is rounded. `again` as in `wrapping.shard`.
+        """
         self._sharded = True
-        before, now = self.parameters, {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
-        self.masters = {
-            n: now[n] if m is before[n] else nn.Parameter(wrapping.like(m.data, now[n].data))
-            for n, m in self.masters.items()
-        }
-        self.parameters = now
+        for name, parameter in self.parameters.items():
+            parameter.data = self.masters[name].data
+        wrapping.shard(self.denoiser, self.denoiser.device, narrow=self._narrow, again=again)
+        self.parameters = {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
+        self.masters = dict(self.parameters)
         for name, tensors in self._pasts.items():
             if tensors is not None:
                 parts = {n: wrapping.part_of(t, self.parameters[n].data).clone() for n, t in tensors.items()}
@@ -238,12 +251,12 @@ class Policy:
         return {n: t.copy_(found[n]) for n, t in read.items()}
 
     def final(self) -> dict[str, Tensor]:
-        """What is exported, by name: the average where one is kept, else the masters.
+        """What is exported, by name: the average where one is kept, else the masters; and what full training leaves.
 
         Of a sharded policy whole tensors on the host, for which all processes ask.
         """
         found = self._pasts.get("average") or self.state()
-        return {n: wrapping.whole(t, self.parameters[n].data) for n, t in found.items()}
+        return {n: wrapping.whole(t, self.parameters[n].data) for n, t in found.items()} | self.idle
 
     def export(
         self, folder: Path, beside: Mapping[str, bytes] = MappingProxyType({}), final: dict[str, Tensor] | None = None
@@ -273,7 +286,7 @@ class Policy:
     def _save_whole(self, folder: Path, final: dict[str, Tensor]) -> None:
         """The denoiser with these tensors; of a sharded one a network like it."""
         if not self._sharded:
-            with wrapping.lent(self.parameters, final, self.denoiser):
+            with wrapping.lent(dict(self.denoiser.named_parameters()), final, self.denoiser):
                 self.denoiser.save_pretrained(folder)
             return
         policy_files.write_like(self.denoiser, folder, final)

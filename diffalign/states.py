@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffalign import inversion
+from diffalign import inversion, wrapping
 from diffalign.backbones.base import Backbone, Conditioning, select
 from diffalign.dataset import Visit
 from diffalign.diffusion import EPSILON, VP, Noised, Process, draw_noise, draw_time
@@ -79,7 +79,7 @@ def epsilon(
 ) -> inversion.Epsilon:
     """The noise that `denoiser` sees in x_t, by classifier-free guidance where `guidance` is not 1."""
     reading = dataclasses.replace(backbone.process, prediction=EPSILON)
-    dtype = next(denoiser.parameters()).dtype
+    dtype = wrapping.dtype(denoiser)
 
     def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         shown, time, seen = select(given, rows), reading.model_time(t), x_t.to(dtype)

@@ -21,7 +21,8 @@ class Share:
     """What of a step's loss a micro-batch is: sum(w loss) / `weight` * `world` * `scale`, with the coupled statistic.
 
     `weight` is the sum of the weights over the whole optimizer batch. `world` undoes the mean that processes take of
-    their gradients, `scale` keeps small ones from vanishing in float16.
+    their gradients, `scale` keeps small ones from vanishing in float16. Gradients are added up on the masters, so in
+    float32, after each backward pass, whatever the number of processes.
     """
 
     weight: float
@@ -38,7 +39,8 @@ class Share:
 def gradients(passes: Passes, parts: Sequence[Sequence[Visit]], share: Share, quiet: Quiet) -> list[Told]:
     """Add the gradients of the micro-batches' losses; what each of them leaves to measure.
 
-    `quiet` is entered around all backward passes but the last: no gradients are exchanged before it.
+    `quiet` is entered around all backward passes but the last: no gradients are exchanged before it. They are those of
+    this process, or sharded the mean of all.
     """
     last = len(parts) - 1
     return [learn(passes, passes.prepare(part), share, quiet, number == last) for number, part in enumerate(parts)]
@@ -55,7 +57,7 @@ def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) 
     if chunk >= size:
         with contextlib.nullcontext() if last else quiet():
             told = backward(passes, batch, share, passes.residuals(batch))
-        _collect(passes, share, last)
+        optimizers.collect(passes.policy.parameters, passes.policy.masters)
         return told
     starts = range(0, size, chunk)
     with torch.no_grad():
@@ -66,7 +68,7 @@ def learn(passes: Passes, batch: Batch, share: Share, quiet: Quiet, last: bool) 
         final = last and s == starts[-1]
         with contextlib.nullcontext() if final else quiet():
             passes.residuals(batch, s, s + chunk).backward(new.grad[s : s + chunk])
-        _collect(passes, share, final)
+        optimizers.collect(passes.policy.parameters, passes.policy.masters)
     return told
 
 
@@ -87,9 +89,3 @@ def named(parts: Sequence[Sequence[Visit]], place: int) -> str:
     image, group = images[place]
     told = ", ".join(r.id for r in group.judgements[:3])
     return f"the error of image {image} (group {group.id}, judgements {told})"
-
-
-def _collect(passes: Passes, share: Share, last: bool) -> None:
-    """Give the gradients to the masters; several processes add them up first, in the last backward pass."""
-    if last or share.world == 1:
-        optimizers.collect(passes.policy.parameters, passes.policy.masters)

@@ -93,7 +93,11 @@ class Trainer:
         else:
             self.backbone.release()
         self.policy = self._policy(narrow)
-        self.denoiser = self._wrapped()
+        if self.shards:
+            self.policy.shard(again=self.asked.again)
+        elif self.world > 1:
+            self.policy.copied()
+        self.denoiser = self.policy.denoiser
         self.passes = Passes(
             run, self.data, self.backbone, self.process, self.material, self.policy, self.denoiser, device,
             self.bank,
@@ -144,14 +148,6 @@ class Trainer:
             yield number
         if self.bank is not None:
             self.bank.flush()
-
-    def _wrapped(self) -> torch.nn.Module:
-        """The denoiser as the launcher wants it: sharded, copied to every process, or alone."""
-        if self.shards:
-            wrapping.shard(self.policy.denoiser, self.accelerator.device, again=self.asked.again)
-            self.policy.sharded()
-            return self.policy.denoiser
-        return self.accelerator.prepare_model(self.policy.denoiser) if self.world > 1 else self.policy.denoiser
 
     def _tune(self) -> None:
         """Attention's kernel and what the forward pass keeps: as asked, or as the free memory allows."""
@@ -228,7 +224,10 @@ class Trainer:
         weight = math.fsum(r.weight for v in visits for r in v.group.judgements)
         share = step.Share(weight, coupled, self.world, self.scale.value)
         quiet = functools.partial(wrapping.quiet, self.denoiser)
-        return step.gradients(self.passes, parts, share, quiet)
+        told = step.gradients(self.passes, parts, share, quiet)
+        if self.world > 1 and not self.shards:
+            wrapping.average(list(self.policy.masters.values()))
+        return told
 
     def _clip(self) -> Tensor:
         """The gradients' length, to which they are cut where it is too long."""
@@ -278,7 +277,10 @@ class Trainer:
             return
         bad = [(rank, place) for rank, (number, place) in enumerate(found) if number == first]
         names = [step.named(self._parts(self._visits(first - 1), rank), place) for rank, place in bad]
-        what = next(filter(None, names), "the gradient's norm")  # which is the same in all processes
+        groups = [v.group.id for v in self._visits(first - 1)]
+        more = f" and {len(groups) - 3} more" * (len(groups) > 3)
+        norm = f"the gradient's norm (groups {', '.join(groups[:3])}{more})"  # which is the same in all processes
+        what = next(filter(None, names), norm)
         raise InputError(
             f"step {first}: {what} is not finite; nothing of this step was saved, and the checkpoints before it stay. "
             f"The same command would end the same: begin again with a lower optimizer.lr ({self.run.optimizer.lr}) and "

@@ -1,36 +1,77 @@
-"""The denoiser over several processes: copied (DDP) or sharded (FSDP2)."""
+"""The denoiser over several processes: copied to each, or sharded (FSDP2)."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from diffalign.records import InputError
+
+# numbers that are exchanged at once
+BUCKET = 2**24
 
 
 class Lost(InputError):
     """Another process failed, and said why."""
 
 
-def shard(denoiser: nn.Module, device: torch.device, *, again: bool = True) -> None:
+def shard(denoiser: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None, again: bool = True) -> None:
     """FSDP2 in place: the network's repeated blocks, then the rest, each gathered for its own pass and given back.
 
-    Not `again`: what is gathered stays until the backward pass (ZeRO's stage 2; else its stage 3). The parameters are
-    sharded tensors from here on; whoever holds the old ones must take the new ones.
+    What is gathered computes in `narrow`, if that is said; gradients are added up and exchanged in the dtype of the
+    shards. Not `again`: what is gathered stays until the backward pass (ZeRO's stage 2; else its stage 3). The
+    parameters are sharded tensors from here on; whoever holds the old ones must take the new ones.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # inputs are not cast: a time in bfloat16 is another one
+    wide = None if narrow is None else torch.float32
+    precision = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=wide, cast_forward_inputs=False)
+    vars(denoiser)["computes_in"] = narrow
     names = set(denoiser._no_split_modules or ())
     blocks = [m for m in denoiser.modules() if type(m).__name__ in names]
     # an outer block that holds inner ones would gather them all at once
     inner = [m for m in blocks if not any(n is not m and type(n).__name__ in names for n in m.modules())]
     for block in inner:
-        fully_shard(block, mesh=mesh, reshard_after_forward=again)
-    fully_shard(denoiser, mesh=mesh, reshard_after_forward=again)
+        fully_shard(block, mesh=mesh, reshard_after_forward=again, mp_policy=precision)
+    fully_shard(denoiser, mesh=mesh, reshard_after_forward=again, mp_policy=precision)
+
+
+def dtype(denoiser: nn.Module, otherwise: Tensor | None = None) -> torch.dtype:
+    """That in which a network's weights compute; of `otherwise` where it has none."""
+    known: torch.dtype | None = vars(denoiser).get("computes_in")
+    return known or next(denoiser.parameters(), otherwise).dtype
+
+
+def copy(tensors: Iterable[Tensor]) -> None:
+    """The first process's values to all others, in place."""
+    for tensor in tensors:
+        dist.broadcast(tensor.data, 0)
+
+
+@torch.no_grad()
+def average(weights: Sequence[nn.Parameter]) -> None:
+    """The mean of their gradients over the processes, in place and in their own dtype; a missing one counts as 0.
+
+    They are exchanged in buckets: the largest of them is all the memory that it takes.
+    """
+    buckets: list[list[Tensor]] = [[]]
+    for weight in weights:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        if buckets[-1] and sum(g.numel() for g in buckets[-1]) + weight.numel() > BUCKET:
+            buckets.append([])
+        buckets[-1].append(weight.grad)
+    for bucket in buckets:
+        flat = torch.cat([g.flatten() for g in bucket]).div_(dist.get_world_size())
+        dist.all_reduce(flat)
+        parts = flat.split([g.numel() for g in bucket])
+        torch._foreach_copy_(bucket, [part.view(g.shape) for part, g in zip(parts, bucket, strict=True)])
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -100,18 +141,36 @@ def _put(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], 
 
 @contextlib.contextmanager
 def quiet(denoiser: nn.Module) -> Iterator[None]:
-    """Within: gradients are added up in each process, and not yet over the processes."""
+    """Within: gradients of a sharded network are added up in each process, and not yet over the processes."""
     if isinstance(denoiser, FSDPModule):
         denoiser.set_requires_gradient_sync(False)
         try:
             yield
         finally:
             denoiser.set_requires_gradient_sync(True)
-    elif isinstance(denoiser, nn.parallel.DistributedDataParallel):
-        with denoiser.no_sync():
-            yield
     else:
         yield
+
+
+def hearing() -> Callable[[bool], bool]:
+    """A function by which each process says whether it was told, and learns whether any was: one call later.
+
+    Until then what was said is on its way from host to host, so that a call waits for no device, and for no process
+    but one that is a whole call behind. All processes ask, equally often.
+    """
+    group = dist.new_group(backend="gloo")
+    sent: list[tuple[Any, Tensor]] = []
+
+    def ask(told: bool) -> bool:
+        said = torch.tensor(float(told))
+        sent.append((dist.all_reduce(said, group=group, async_op=True), said))
+        if len(sent) == 1:
+            return False
+        work, any_told = sent.pop(0)
+        work.wait()
+        return bool(any_told)
+
+    return ask
 
 
 def norm(total: Tensor) -> Tensor:

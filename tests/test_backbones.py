@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from diffalign import backbones, weights
 from diffalign.backbones import latents
 from diffalign.backbones.base import Backbone, errors, residuals, select
+from diffalign.policy import Policy
 from diffalign.records import InputError, Prompt, prompt_id
+from diffalign.run import Full
 from diffalign.sampling import Artist, Sampler
 
 PROMPTS = ("a red circle", "the small blue square on the right and a large green circle on the left")
@@ -318,6 +320,21 @@ def test_every_image_and_its_time_are_listened_to(
         later = backbone.predict(backbone.denoiser, noised.x_t, time.roll(1), known)
     assert said.shape == x0.shape
     assert (said - later).flatten(1).abs().max(1).values.min() > 1e-6
+
+
+@every_family
+def test_full_training_moves_what_a_gradient_reaches(
+    models: dict[str, Path], told: dict[str, dict[str, Tensor]], family: str
+) -> None:
+    backbone = backbones.load(str(models[family]), encoders=False)
+    policy = Policy(backbone, Full(), 0, reference=None)
+    assert all(p.requires_grad for p in policy.parameters.values())
+    backbone.denoiser.requires_grad_(True)  # the idle ones too: they must be idle
+    x0, eps, t = drawn(backbone, 2)
+    errors(backbone, backbone.denoiser, backbone.process.noise(x0, eps, t), first(told[family])).sum().backward()
+    reached = {n for n, p in backbone.denoiser.named_parameters() if p.grad is not None}
+    assert reached == set(policy.parameters)
+    assert {n for n, _ in backbone.denoiser.named_parameters()} - reached == set(policy.idle)
 
 
 def test_errors_are_wide_where_the_network_is_narrow(loaded: dict[str, Backbone]) -> None:

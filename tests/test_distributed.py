@@ -1,10 +1,14 @@
 """The same on many: two processes see what one sees and end in the same weights, copied or sharded."""
 
+import contextlib
 import dataclasses
 import errno
+import functools
+import itertools
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,12 @@ import worlds
 from processes import together
 from safetensors.torch import load_file, save_file
 
-from diffalign import checkpoint, launching, wrapping
+from diffalign import checkpoint, launching, optimizers, step, wrapping
 from diffalign.objectives import DPO, KTO, PlackettLuce
 from diffalign.records import InputError
 from diffalign.run import EMA, AdamW, Full, LoRA, Run
 from diffalign.trainer import Trainer
-from diffalign.training import train
+from diffalign.training import Stopped, train
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 PLAIN = Run("none", DPO(), policy=LoRA(rank=2), precision="float32")
@@ -40,6 +44,8 @@ def cases(models: dict[str, Path], data: dict[str, Path], place: Path) -> dict[s
         "lists": dataclasses.replace(plain, objective=PlackettLuce(), data=str(data["ranking"]), batch=4),
         "coupled": dataclasses.replace(plain, objective=KTO(), data=str(data["unpaired"])),
         "full": dataclasses.replace(plain, policy=Full(), reference=EMA(decay=0.5), optimizer=AdamW(lr=1e-4), ema=0.75),
+        # a family of which no gradient reaches some weights
+        "idle": dataclasses.replace(plain, policy=Full(), model=str(models["qwen_image"]), optimizer=AdamW(lr=1e-4)),
     }
 
 
@@ -71,13 +77,26 @@ def copies(place: Path, runs: dict[str, Run]) -> None:
     rank, seen = int(os.environ["RANK"]), {}
     for name, run in runs.items():
         trainer, seen[name] = steps_of(run)
-        assert type(trainer.denoiser).__name__ == "DistributedDataParallel"
         if rank == 0:
             save_file(trainer.policy.state(), place / f"{name}.safetensors")
     (place / f"seen-{rank}.json").write_text(json.dumps(seen))
     whole = dataclasses.replace(runs["pairs"], out=str(place / "run"))
     said = train(dataclasses.replace(whole, steps=2))
     assert said.startswith(f"{place / 'run' / 'policy'} after 2 steps")
+    # one process is told to stop in a step that is not logged
+    told = dataclasses.replace(whole, out=str(place / "told"), steps=6, save_every=100, log_every=100)
+    with pytest.MonkeyPatch.context() as patch:
+        advance = Trainer._advance
+
+        def telling(trainer: Trainer) -> Any:
+            done = advance(trainer)
+            if (rank, done.index) == (1, 2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return done
+
+        patch.setattr(Trainer, "_advance", telling)
+        with pytest.raises(Stopped, match="step 3 is saved"):
+            train(told)
     # a full disk in one process ends all of them
     broken = dataclasses.replace(whole, out=str(place / "broken"))
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +113,7 @@ def shards(place: Path, runs: dict[str, Run]) -> None:
     """The same with the denoiser sharded; saved and gone on with in parts."""
     rank = int(os.environ["RANK"])
     os.environ |= SHARDED
-    for name in ("pairs", "parts", "full"):
+    for name in ("pairs", "parts", "full", "idle"):
         trainer = Trainer(runs[name])
         blocks = [m for m in trainer.policy.denoiser.modules() if isinstance(m, wrapping.FSDPModule)]
         assert len(blocks) > 1
@@ -108,7 +127,7 @@ def shards(place: Path, runs: dict[str, Run]) -> None:
         trainer.save(place / name / "checkpoint-1")
         errors = trainer.passes.measure(visits)[0]
         assert (errors.policy != errors.reference).any()
-        if name != "full":
+        if name != "full":  # whose reference moves
             torch.testing.assert_close(errors.reference, start, rtol=1e-12, atol=0)
         again = Trainer(runs[name])
         again.load(place / name / "checkpoint-1")
@@ -158,7 +177,7 @@ def alone(
         runs[name] = run
         trainer, seen[name] = steps_of(run)
         weights[name] = {n: t.clone() for n, t in trainer.policy.state().items()}
-        if name in ("parts", "full"):
+        if name in ("parts", "full", "idle"):
             trainer.export(Path(run.out) / f"{name} policy", {})
     return runs, weights, seen
 
@@ -190,6 +209,7 @@ def test_two_processes_see_and_learn_what_one_does(alone: tuple, tmp_path: Path)
     state = checkpoint.load(tmp_path / "run" / "checkpoint-2")[0]["policy"]
     same(state, weights["pairs"])
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()] == [1, 2]
+    assert [p.name for p in (tmp_path / "told").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_sharded_is_the_same_and_saves_in_parts(alone: tuple, tmp_path: Path) -> None:
@@ -199,7 +219,7 @@ def test_sharded_is_the_same_and_saves_in_parts(alone: tuple, tmp_path: Path) ->
     launched = [[line for line in lines if "DeepSpeed" in line] for lines in said]
     assert [len(lines) for lines in launched] == [1, 0], "once, by the first process"
     assert launched[0][0].startswith("DeepSpeed's stage 3 is asked for: ")
-    for name in ("pairs", "parts", "full"):
+    for name in ("pairs", "parts", "full", "idle"):
         same(load_file(tmp_path / f"{name}.safetensors"), weights[name])
         files = {p.name for p in (tmp_path / name / "checkpoint-1").iterdir()}
         assert {"policy-0-of-2.safetensors", "policy-1-of-2.safetensors", "state.json"} <= files
@@ -216,6 +236,122 @@ def test_sharded_is_the_same_and_saves_in_parts(alone: tuple, tmp_path: Path) ->
     same({n.replace(".default", ""): t for n, t in exported.items()}, {
         f"unet.{n.replace('.default', '')}": t for n, t in weights["pairs"].items()
     })  # fmt: skip
+
+
+# --- gradients of narrow weights
+
+
+def averaged(place: Path) -> None:
+    """300 gradients of one, of which bfloat16 counts 256; then three weights in buckets, one without a gradient."""
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    narrow = {"w": torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))}
+    wide = {"w": torch.nn.Parameter(torch.zeros(3))}
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    network._no_split_modules = ["Linear"]
+    for weight in network.parameters():
+        weight.data.fill_(1)
+    wrapping.shard(network, torch.device("cpu"), narrow=torch.bfloat16)
+    counted = torch.zeros((), dtype=torch.bfloat16)
+    for number in range(300):
+        counted += 1
+        narrow["w"].grad = torch.ones(3, dtype=torch.bfloat16)
+        optimizers.collect(narrow, wide)
+        with contextlib.nullcontext() if number == 299 else wrapping.quiet(network):
+            network(torch.full((1, 3), 1.0 + rank, dtype=torch.bfloat16)).sum().backward()
+    assert counted == 256
+    wrapping.average(list(wide.values()))
+    assert torch.equal(wide["w"].grad, torch.full((3,), 300.0))
+    found = {n: p.grad for n, p in network.named_parameters()}
+    assert {g.dtype for g in found.values()} == {torch.float32}
+    assert torch.equal(found["0.weight"].full_tensor(), torch.full((2, 3), 450.0))
+    assert torch.equal(found["1.bias"].full_tensor(), torch.full((1,), 300.0))
+    weights = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 2, 4)]
+    for n, weight in enumerate(weights):
+        weight.grad = torch.full(weight.shape, n + rank + 0.5) if (n, rank) != (1, 1) else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrapping, "BUCKET", 5)
+        wrapping.average(weights)
+    assert [w.grad.tolist() for w in weights] == [[1.0] * 3, [0.75] * 2, [3.0] * 4]
+
+
+def test_gradients_meet_in_float32(tmp_path: Path) -> None:
+    together(averaged, tmp_path)
+
+
+def collected(place: Path, runs: dict[str, Run]) -> None:
+    """The gradients of the first step, copied and sharded, and those of its micro-batches one by one."""
+    rank = int(os.environ["RANK"])
+    for way, told in {"copied": {}, "sharded": SHARDED}.items():
+        for name, run in runs.items():
+            with pytest.MonkeyPatch.context() as patch:
+                for key, value in told.items():
+                    patch.setenv(key, value)
+                trainer = Trainer(run)
+                exchanged, before = [], []
+                # of which torch's versions call different ones
+                for call in (n for n in dir(torch.distributed) if n.startswith(("all_reduce", "reduce_scatter"))):
+                    patch.setattr(torch.distributed, call, noted(getattr(torch.distributed, call), exchanged))
+                learn = step.learn
+
+                def seen(*args: Any, learn: Any = learn, before: Any = before, exchanged: Any = exchanged) -> Any:
+                    before.append(len(exchanged))
+                    return learn(*args)
+
+                patch.setattr(step, "learn", seen)
+                trainer.step = 1
+                trainer._gradients()
+            assert before == [0] * 8, "no gradient is exchanged before the last micro-batch"
+            assert exchanged
+            found = [gradients_of(trainer)]
+            for part in trainer._parts(trainer._visits(0)):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(trainer, "_parts", lambda *_, part=part: [part])
+                    trainer._gradients()
+                found.append(gradients_of(trainer))
+            if rank == 0:
+                for n, gradients in enumerate(found):
+                    save_file(gradients, place / f"{way} {name} {n}.safetensors")
+
+
+def gradients_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Whole gradients, which are forgotten; float32."""
+    masters = trainer.policy.masters
+    assert {p.grad.dtype for p in masters.values()} == {torch.float32}
+    found = {n: wrapping.whole(wrapping.local(p.grad), p.data).clone() for n, p in masters.items()}
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def noted(call: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(call.__name__)
+        return call(*args, **kwargs)
+
+    return noting
+
+
+def test_gradients_of_narrow_weights_add_up_in_float32(
+    models: dict[str, Path], data: dict[str, Path], tmp_path: Path
+) -> None:
+    """Over micro-batches and processes, to float32's own rounding; in bfloat16 they do not."""
+    plain = Run(
+        model=str(models["sdxl"]), objective=DPO(beta=2000.0), data=str(data["pair"]), out=str(tmp_path / "run"),
+        steps=1, batch=16, micro_batch=1, resolution=32, precision="bfloat16",
+    )  # fmt: skip
+    runs = {"full": dataclasses.replace(plain, policy=Full()), "lora": dataclasses.replace(plain, policy=LoRA(rank=2))}
+    together(collected, tmp_path, runs)
+    for way, name in itertools.product(("copied", "sharded"), runs):
+        found, *parts = (load_file(tmp_path / f"{way} {name} {n}.safetensors") for n in range(9))
+        lost = 0
+        for n, gradient in found.items():
+            told = torch.stack([part[n] for part in parts]).double()
+            # some roundings of float32, of terms that may cancel; one of bfloat16 is 2^-9
+            bound = 2.0**-18 * told.abs().sum(0) + 2.0**-20 * told.abs().max()
+            assert ((gradient - told.sum(0)).abs() <= bound).all(), f"{way} {name} {n}"
+            narrow = functools.reduce(torch.add, told.bfloat16())
+            lost += int(((narrow - told.sum(0)).abs() > bound).sum())
+        assert lost > 0.5 * sum(g.count_nonzero() for g in found.values()), "bfloat16 keeps to no such bound"
 
 
 def test_the_older_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """Optimizers: what each remembers comes back, masters keep what narrow weights cannot say, no overflow skips a step."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffalign import optimizers
@@ -115,6 +117,31 @@ def test_masters_keep_what_narrow_weights_cannot_say(run: Run) -> None:
     torch.testing.assert_close(mean[name], (before[name] + policy.masters[name].detach()) / 2, rtol=0, atol=1e-9)
     policy.export(Path(run.out) / "policy")
     assert {p.dtype for p in policy.denoiser.parameters()} == {torch.bfloat16}
+
+
+def test_the_whole_network_is_exported_as_it_was_read_where_no_gradient_reaches(
+    run: Run, models: dict[str, Path]
+) -> None:
+    """Though it computes in bfloat16; numbers that bfloat16 cannot say are put there first."""
+    place, out = Path(run.out).parent / "model", Path(run.out) / "policy" / "transformer"
+    shutil.copytree(models["qwen_image"], place)
+    (file,) = (place / "transformer").glob("*.safetensors")
+    before = load_file(file)
+    save_file({n: t + 2.0**-20 for n, t in before.items()}, file, metadata={"format": "pt"})
+    before = load_file(file)
+    trainer = Trainer(dataclasses.replace(run, model=str(place), precision="bfloat16", steps=1))
+    idle = set(trainer.policy.idle)
+    assert len(idle) == 6
+    assert not any(torch.equal(before[n], before[n].bfloat16().float()) for n in idle if n.endswith("weight"))
+    list(trainer)
+    trainer.export(out.parent)
+    (written,) = out.glob("*.safetensors")
+    after = load_file(written)
+    assert after.keys() == before.keys()
+    assert {n for n, t in after.items() if torch.equal(t, before[n])} >= idle
+    assert {t.dtype for t in after.values()} == {torch.float32}
+    assert {p.dtype for p in trainer.policy.denoiser.parameters()} == {torch.bfloat16}
+    assert sum(not torch.equal(t, before[n]) for n, t in after.items()) > 20
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from diffalign import wrapping
 from diffalign.adapters import Adapter
 from diffalign.diffusion import Noised, Process
 
@@ -52,7 +53,9 @@ class Backbone(ABC):
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Modules whose output reaches nothing, and which no adapter is put on."""
+        """Modules whose output nobody reads, so that no gradient reaches them: no adapter is put on them, and full
+        training leaves them as they are.
+        """
         return ()
 
     @abstractmethod
@@ -157,7 +160,7 @@ def residuals(backbone: Backbone, denoiser: nn.Module, noised: Noised, condition
     The network sees x_t in the dtype of its weights; x_t itself, by which outputs are re-expressed, is not rounded.
     """
     process, time = backbone.process, backbone.process.model_time(noised.t)
-    dtype = next(denoiser.parameters(), noised.x_t).dtype  # x_t's own where nothing is learned
+    dtype = wrapping.dtype(denoiser, noised.x_t)  # x_t's own where nothing is learned
     output = backbone.predict(denoiser, noised.x_t.to(dtype), time, conditioning)
     wide = torch.float64 if output.dtype == torch.float64 else torch.float32
     # a narrow output is widened as it is subtracted, without a copy

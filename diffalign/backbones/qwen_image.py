@@ -42,8 +42,9 @@ class QwenImage(Backbone):
 
     @property
     def idle(self) -> tuple[str, ...]:
-        # the text stream ends with the last block
-        return (f"transformer_blocks.{len(self.denoiser.transformer_blocks) - 1}.attn.to_add_out",)
+        # the text stream ends with the last block's attention
+        last = f"transformer_blocks.{len(self.denoiser.transformer_blocks) - 1}"
+        return f"{last}.attn.to_add_out", f"{last}.txt_mlp.net.0.proj", f"{last}.txt_mlp.net.2"
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.pipe.vae_scale_factor

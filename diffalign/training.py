@@ -26,6 +26,7 @@ from diffalign import (
     tracking,
     watching,
     weights,
+    wrapping,
 )
 from diffalign.parsing import Unprefixed
 from diffalign.progress import bar, track
@@ -61,7 +62,8 @@ def train(run: Run, *, recipe: dict[str, str] | None = None, resume: bool = Fals
     """Train a run to its end, going on where it was interrupted; returns one line that says what to do next.
 
     Writes `run.json`, `metrics.jsonl`, `checkpoint-N/` and at the end `policy/`; where it is evaluated
-    `evaluations.jsonl`, `previews/`, `best.json` and `best/`. SIGTERM saves after the step at work and raises Stopped.
+    `evaluations.jsonl`, `previews/`, `best.json` and `best/`. SIGTERM saves after the step at work and raises Stopped;
+    where one of several processes is told, all of them save after the next step.
     Raises InputError where the folder holds another run (naming the fields that differ), where the model is of another
     family than the recipe's, or where an error is no longer finite.
     """
@@ -123,10 +125,11 @@ def _go(trainer: Trainer, watch: Watch | None, board: Board) -> None:
         watch.hang(watch.shown.base[: watch.shown.shown], 0, board)
     ring = watching.bell(out)
     started, before, unit = time.monotonic(), trainer.step, "pairs" if trainer.data.kind == "pair" else "groups"
+    any_told = wrapping.hearing() if trainer.world > 1 else bool
     with _told() as told, bar("train", trainer.step, run.steps) as tell:
         for step in trainer:
             last = step.index == run.steps
-            text, stop = "", False
+            text = ""
             logs = step.index == 1 or step.index % run.log_every == 0 or last
             looks = watch is not None and any(watch.due(step.index))
             saves = step.index % run.save_every == 0 or last
@@ -134,7 +137,6 @@ def _go(trainer: Trainer, watch: Watch | None, board: Board) -> None:
                 trainer.check()
             if logs:
                 entry = _entry(step, run)
-                stop = trainer.agreed(told())
                 text = watching.in_words(entry, (time.monotonic() - started) / (step.index - before), unit)
                 if main:
                     journal.append(out / "metrics.jsonl", entry)
@@ -144,7 +146,7 @@ def _go(trainer: Trainer, watch: Watch | None, board: Board) -> None:
             if main:
                 tell(step.index, text)
             kept = looks and _look(trainer, watch, board, ring)
-            stop = told() if trainer.world == 1 else stop
+            stop = any_told(told())
             if kept or stop or saves:
                 trainer.check()
                 _save(trainer, out, best=kept)

@@ -195,6 +195,16 @@ def test_a_bad_number_is_found_however_late_it_is_looked_at(
         trainer.check()
 
 
+def test_a_bad_gradient_is_told_with_its_groups(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(run)
+    clip = trainer._clip
+    monkeypatch.setattr(trainer, "_clip", lambda: clip() / (2 - trainer.step))  # of the second step infinite
+    list(trainer)
+    a, b, c, _ = (v.group.id for v in trainer._visits(1))
+    with pytest.raises(InputError, match=rf"step 2: the gradient's norm \(groups {a}, {b}, {c} and 1 more\) is not"):
+        trainer.check()
+
+
 def test_a_step_that_is_not_logged_reads_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that came out of the network, or of anything it fed, are never brought to the host."""
     trainer = Trainer(dataclasses.replace(run, steps=3))

@@ -179,10 +179,10 @@ def test_another_run_in_the_folder_is_refused_by_its_fields(plain: Run, pairs: P
 def test_a_batch_in_parts_is_the_batch(
     models: dict[str, Path], pairs: Path, tmp_path: Path, policy: Adaptation
 ) -> None:
-    """1 x 8 = 8 x 1, in float64."""
+    """1 x 8 = 2 x 4 = 4 x 2 = 8 x 1, in float64."""
     whole = make(models, pairs, tmp_path, batch=8, steps=2, precision="float64", policy=policy)
     found = []
-    for micro in (8, 1):
+    for micro in (8, 4, 2, 1):
         trainer = Trainer(dataclasses.replace(whole, micro_batch=micro))
         told = [{k: float(v) for k, v in step.metrics.items()} for step in trainer]
         found.append((told, {n: t.clone() for n, t in trainer.policy.state().items()}))

@@ -67,6 +67,7 @@ def test_what_is_said(sd15: Run) -> None:
     assert float(re.search(r"\(([\d.]+) GiB", advice)[1]) <= CARDS["4090"].memory
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_less_is_needed_by_less(sd15: Run) -> None:
     lora = needs(dataclasses.replace(sd15, policy=LoRA(rank=4)), "h200")
     assert lora.trained < 2_000_000

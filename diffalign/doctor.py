@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from diffalign.accelerators import CARDS, ROOM, TERA, Card, Setting
 from diffalign.bank import refusal
-from diffalign.cards import CARDS, ROOM, TERA, Card, Setting
 from diffalign.needs import Needs, asked, data_of, needs
 from diffalign.optimizers import AdamW
 from diffalign.parsing import Unprefixed

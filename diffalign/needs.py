@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign import activations, bank, counting, dataset, material, optimizers, views
+from diffalign.accelerators import CARDS, TERA, Cut, Setting, micro
 from diffalign.activations import Checkpointing
 from diffalign.backbones import check_family
 from diffalign.backbones.hollow import Hollow, hollow
-from diffalign.cards import CARDS, TERA, Cut, Setting, micro
 from diffalign.counting import Counter
 from diffalign.deciding import dtypes, pasts, watched
 from diffalign.objectives.base import Advantages, Judgement, Ranking, Unpaired
@@ -166,7 +166,7 @@ def needs(run: Run, card: str, data: Data | None = None) -> Needs:
     accelerator, update = CARDS[card], 3 * trained + 2 * remembered
     rate = {2: accelerator.narrow, 4: accelerator.wide, 8: accelerator.double}[dtype.itemsize] * TERA
     grown = (working, lent, _widened(denoiser, dtype), update)
-    cut = Cut(run, images, step, forward, reference, *grown, rate, accelerator.bandwidth * 1e12)
+    cut = Cut(run, images, step, forward, reference, *grown, rate, accelerator.bandwidth * TERA)
     here, settings = (micro(run), run.chunk), cut.settings(banked=banked)
     flops = {"policy forward and backward": step["off"].flops}
     one = {"reference": reference.flops}
@@ -174,12 +174,9 @@ def needs(run: Run, card: str, data: Data | None = None) -> Needs:
 
     encode, decode = model.costs(run.resolution)
     encoders = sum(n for k, n in model.frozen.items() if k != "vae") * loaded.itemsize
-    cached, drawn = (
-        bool(data and data.cached),
-        run.evaluate.batch * (1 + model.backbone.unconditional(run.evaluate.guidance)),
-    )
+    drawn = run.evaluate.batch * (1 + model.backbone.unconditional(run.evaluate.guidance))
     before = max(
-        0 if cached else autoencoder + encoders + TOGETHER * encode * wide / 4,
+        0 if data and data.cached else autoencoder + encoders + TOGETHER * encode * wide / 4,
         sum(weights.values()) + encoders if watched(run) else 0,
     )
     drawing = max(forward.peak / images * drawn + lent, decode * wide / 4) if watched(run) else 0

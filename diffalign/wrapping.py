@@ -61,12 +61,15 @@ def average(weights: Sequence[nn.Parameter]) -> None:
     They are exchanged in buckets: the largest of them is all the memory that it takes.
     """
     buckets: list[list[Tensor]] = [[]]
+    held = 0
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-        if buckets[-1] and sum(g.numel() for g in buckets[-1]) + weight.numel() > BUCKET:
+        if held and held + weight.numel() > BUCKET:
             buckets.append([])
+            held = 0
         buckets[-1].append(weight.grad)
+        held += weight.numel()
     for bucket in buckets:
         flat = torch.cat([g.flatten() for g in bucket]).div_(dist.get_world_size())
         dist.all_reduce(flat)

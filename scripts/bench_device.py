@@ -30,7 +30,7 @@ import torch
 from bench_steps import DIFFUSERS, MAPO, SALESFORCE, Ours, Theirs, World, default
 from torch import Tensor
 
-from diffalign import attention, cards, compiling, counting, needs
+from diffalign import accelerators, attention, compiling, counting, needs
 from diffalign.backbones.base import residuals
 from diffalign.objectives import DPO
 from diffalign.run import Adaptation, Evaluate, Full, LoRA, Run
@@ -163,7 +163,7 @@ def estimate(bench: Bench, world: World, policy: Adaptation) -> tuple[float, flo
     """(operations of a pair's gradient, bytes at the peak) by `diffalign doctor`, of a run whose bank is filled."""
     told = dataclasses.replace(run_of(bench, policy), model=world.model, resolution=world.resolution, bank="on")
     found = needs.needs(told, "h200")
-    size = cards.CARDS["h200"].memory * GIB
+    size = accelerators.CARDS["h200"].memory * GIB
     return found.flops["policy forward and backward"], found.fixed + needs.asked(told, found, size).activations
 
 

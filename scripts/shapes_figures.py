@@ -17,8 +17,9 @@ from diffalign.shapes.captions import parse, prompts
 from diffalign.shapes.gold import Verdict, judge
 from diffalign.shapes.scene import render, sample_scene
 
-# Steps and guidances that `tune` found on the dev prompts, the best first; nothing here depends on the test prompts.
-# The DiT is also drawn without guidance, as the demonstration does it.
+# Steps and guidances that `tune` found on the dev prompts; nothing here depends on the test prompts. The DiT's first is
+# the one at which both aims of the README hold (without any, which is how the demonstration draws, one object is all
+# right in a little less than 25 %; under 1.5 the proxy is right in less than 75 %).
 SAMPLING = {"sdxl": (14, (3.0,)), "sd3": (14, (1.1, 1.0))}
 
 
@@ -115,11 +116,8 @@ def measure_clip(name: str, guidance: float, work: Path, assets: Path) -> None:
     """How often the proxy prefers the picture that the gold score prefers, of two pictures of one dev prompt."""
     place = f"local-dir:{(assets / 'clip').resolve()}"
     model, _, preprocess = open_clip.create_model_and_transforms(place)
-    words, texts, saved = (
-        open_clip.get_tokenizer(place),
-        prompts("dev", 192),
-        np.load(work / f"{name}-{guidance}-dev.npz"),
-    )
+    words, texts = open_clip.get_tokenizer(place), prompts("dev", 192)
+    saved = np.load(work / f"{name}-{guidance}-dev.npz")
     said = model.eval().encode_text(words(texts), normalize=True)
     proxy = []
     for part in saved["drawn"]:

@@ -24,7 +24,7 @@ FLOORS = {
     "dataset": 2, "verdicts": 2,
     "processes": 0, "inputs": 2,
     "comparing": 2, "readers": 2, "importing": 2, "pushing": 2, "judging": 2, "measuring": 2, "journal": 2,
-    "deciding": 3, "cards": 3, "launching": 3,
+    "deciding": 3, "accelerators": 3, "launching": 3,
     "selecting": 1, "fifa": 1, "buckets": 1, "views": 1, "index": 1, "material": 3, "observations": 2, "gallery": 2,
     "grouping": 2, "gathering": 2, "captioning": 2,
     "combining": 1,

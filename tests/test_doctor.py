@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffalign import counting, material, optimizers
+from diffalign.accelerators import CARDS, Cut
 from diffalign.backbones.hollow import Hollow, configurations, hollow
-from diffalign.cards import CARDS, Cut
 from diffalign.counting import Counter
 from diffalign.doctor import Consultation, doctor
 from diffalign.inversion import Inversion

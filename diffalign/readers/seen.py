@@ -13,11 +13,10 @@ from pathlib import Path
 
 import PIL.Image
 
-from diffalign import folders
+from diffalign import decoding, folders
 
 FORMAT = 1
 NAME = "files.json"
-_values = operator.attrgetter("size", "written", "changed", "read", "sha256", "width", "height")
 # the coarsest clock of a file system in use (FAT's): within it a file may change twice and bear one time
 MARGIN = 2_000_000_000
 
@@ -46,6 +45,10 @@ class Seen:
         return self.settled and (self.size, self.written, self.changed) == _stamp(stat)
 
 
+# not `dataclasses.astuple`, which copies every value of every file
+_values = operator.attrgetter(*(f.name for f in dataclasses.fields(Seen)))
+
+
 def measure(path: Path, before: Seen | None) -> Seen | str:
     """What is in the file, or why it is no picture; `before` where that is still so, and then the file is not read."""
     # looked at first, so that a change while it is read makes it another file than the one looked at
@@ -57,7 +60,7 @@ def measure(path: Path, before: Seen | None) -> Seen | str:
         with PIL.Image.open(io.BytesIO(data)) as picture:
             width, height = picture.size
             picture.verify()
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except decoding.ERRORS as error:
         return type(error).__name__
     return Seen(*_stamp(stat), now, hashlib.sha256(data).hexdigest(), width, height)
 

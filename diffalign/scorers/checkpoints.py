@@ -57,6 +57,22 @@ def file_in(place: Path, *names: str) -> Path:
     return found[0]
 
 
+def with_tokenizer(
+    place: str, official: tuple[str, Sequence[str]], words: str, vocabulary: str
+) -> tuple[Path, Path, str]:
+    """(file, folder of its tokenizer, revision of both) of "FILE" or "FILE,TOKENIZER".
+
+    `official`: the hub id of the file and its names there. The tokenizer is the one named, else one beside the file
+    (tokenizer.json, or `vocabulary`), else that of the hub id `words`. Raises InputError as `locate` and `file_in` do.
+    """
+    file, named = split(place, 2)
+    model, names = official
+    path = file_in(locate(file, model, names), *names)
+    beside = not named and any((path.parent / name).is_file() for name in (vocabulary, "tokenizer.json"))
+    folder = path.parent if beside else locate(named, words, TOKENIZER)
+    return path, folder, revision(path, *files_of(folder, TOKENIZER))
+
+
 def folder_of(place: Path) -> Path:
     """A folder in transformers' layout; raises InputError where it has no configuration or no weights."""
     if not (place / "config.json").is_file():

@@ -80,16 +80,11 @@ class Hpsv3(Differentiable):
         """See `Differentiable`."""
         import torch
 
-        from diffalign.scorers.pixels import normalised, patched, resized, rounded, straight
+        from diffalign.scorers.pixels import patched, rounded, straight
 
         exact, grid = self._patches([rounded(x) for x in pixels])
         width, height = sides(pixels.shape[3], pixels.shape[2], self.factor)
-        how = self.pictures
-        smooth = [
-            patched(normalised(resized(x, height, width), how.image_mean, how.image_std),
-                    how.patch_size, how.merge_size, how.temporal_patch_size)
-            for x in pixels
-        ]  # fmt: skip
+        smooth = [patched(x, height, width, self.pictures) for x in pixels]
         return self._judged(straight(exact, torch.cat(smooth)), grid, prompts)[:, 0]
 
     def _patches(self, images: Sequence[PIL.Image.Image]) -> tuple["torch.Tensor", "torch.Tensor"]:

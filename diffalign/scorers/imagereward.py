@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import (
-    TOKENIZER,
-    device,
-    file_in,
-    files_of,
-    fit_all,
-    locate,
-    read,
-    require,
-    revision,
-    split,
-)
+from diffalign.scorers.checkpoints import device, fit_all, read, require, with_tokenizer
 from diffalign.scorers.networks import Networks
 
 if TYPE_CHECKING:
@@ -55,12 +44,9 @@ def imagereward(place: str) -> Scorer:
     with BERT's uncased tokenizer (default: one beside the file, else the hub cache). Prompts are cut to 35 tokens.
     P(first is better) = sigmoid(1.0333 · difference). Source: Xu et al. 2023 (ImageReward), section 3; Apache-2.0.
     """
-    file, words = split(place, 2)
-    path = file_in(locate(file, OFFICIAL, ("ImageReward.pt",)), "ImageReward.pt")
-    beside = not words and any((path.parent / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    folder = path.parent if beside else locate(words, WORDS, TOKENIZER)
+    path, folder, revision = with_tokenizer(place, (OFFICIAL, ("ImageReward.pt",)), WORDS, "vocab.txt")
     return Scorer(
-        "imagereward", revision(path, *files_of(folder, TOKENIZER)), f"PIL bicubic, rounded crop, {LENGTH} tokens",
+        "imagereward", revision, f"PIL bicubic, rounded crop, {LENGTH} tokens",
         lambda: ImageReward(path, folder), lambda _: DEVIATION, towers=True,
     )  # fmt: skip
 

@@ -84,17 +84,14 @@ class Local:
         """
         import torch
 
-        from diffalign.scorers.pixels import normalised, patched, resized, straight
+        from diffalign.scorers.pixels import patched, straight
         from diffalign.scorers.towers import wide
 
         how, found = self._followed(), []
         for body, x in zip(bodies, pixels, strict=True):
             given = self._given([body])
             height, width = (given["image_grid_thw"][0, 1:] * how.patch_size).tolist()
-            smooth = patched(
-                normalised(resized(x, height, width), how.image_mean, how.image_std), how.patch_size, how.merge_size,
-                how.temporal_patch_size,
-            )  # fmt: skip
+            smooth = patched(x, height, width, how)
             given["pixel_values"] = straight(given["pixel_values"], smooth.to(given["pixel_values"]))
             found.append(wide(self.model(**given, use_cache=False).logits[0, -1]))
         return torch.stack(found).log_softmax(-1)

@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffalign.records import InputError
 from diffalign.scorers.base import Scorer
-from diffalign.scorers.checkpoints import (
-    TOKENIZER,
-    device,
-    file_in,
-    files_of,
-    fit_all,
-    locate,
-    read,
-    require,
-    revision,
-    split,
-)
+from diffalign.scorers.checkpoints import device, fit_all, read, require, with_tokenizer
 from diffalign.scorers.networks import Networks, Remembered
 
 if TYPE_CHECKING:
@@ -54,13 +43,9 @@ def mps(place: str) -> Scorer:
     which is never loaded), its folder or a hub id, and a folder or hub id with CLIP's tokenizer (default: one beside
     the file, else the hub cache). P(first is better) = sigmoid(difference). Source: Zhang et al. 2024 (MPS), section 4.
     """
-    file, words = split(place, 2)
-    path = file_in(locate(file, OFFICIAL, _FILES), *_FILES)
-    beside = not words and any((path.parent / name).is_file() for name in ("vocab.json", "tokenizer.json"))
-    folder = path.parent if beside else locate(words, WORDS, TOKENIZER)
+    path, folder, revision = with_tokenizer(place, (OFFICIAL, _FILES), WORDS, "vocab.json")
     said = f"PIL bicubic, floor crop, words above {THRESHOLD}"
-    opened = revision(path, *files_of(folder, TOKENIZER))
-    return Scorer("mps", opened, said, lambda: Mps(path, folder), lambda _: 1.0, towers=True)
+    return Scorer("mps", revision, said, lambda: Mps(path, folder), lambda _: 1.0, towers=True)
 
 
 class Mps(Networks):

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -17,6 +18,9 @@ import torch
 from torch.nn import functional
 
 from diffalign.decoding import flat
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -142,15 +146,20 @@ def straight(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
     return exact.to(smooth) + (smooth - smooth.detach())
 
 
-def patched(x: torch.Tensor, side: int, merge: int, frames: int) -> torch.Tensor:
-    """Pixels (channels, height, width) as the rows of patches that Qwen2-VL and its family see, (patches, channels ·
-    frames · side²): squares of merge² patches one after another, and in a row each channel `frames` times.
+def patched(x: torch.Tensor, height: int, width: int, how: "BaseImageProcessor") -> torch.Tensor:
+    """Pixels (3, h, w) in [0, 1] as Qwen2-VL and its family see them, on floats: brought to height and width,
+    normalised, and cut into rows of patches, (patches, 3 · frames · side²).
+
+    `how` is the model's image processor. Squares of merge² patches come one after another, and in a row each channel
+    as often as there are frames.
     """
+    x = normalised(resized(x, height, width), how.image_mean, how.image_std)
+    side, merge = how.patch_size, how.merge_size
     squares = x.unfold(1, side, side).unfold(2, side, side)
     squares = squares.unflatten(1, (-1, merge)).unflatten(3, (-1, merge))
     # (squares down, squares across, patches down, patches across, channels, height, width)
     rows = squares.permute(1, 3, 2, 4, 0, 5, 6).flatten(0, 3)
-    return rows[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
+    return rows[:, :, None].expand(-1, -1, how.temporal_patch_size, -1, -1).flatten(1)
 
 
 def resized(
